@@ -1,0 +1,248 @@
+"""What can go wrong in the control plane, besides what both planes share (serving/errors.py).
+
+    SwitchyardError
+    ├── SettingsInvalid
+    ├── RegistryError
+    │   ├── RegistryUnreachable
+    │   ├── RegistryRefused
+    │   ├── VersionNotFound
+    │   ├── AliasNotFound
+    │   ├── VersionReplaced
+    │   ├── VersionLost
+    │   └── InvalidVersionReference
+    ├── RouteWriteRefused
+    │   ├── FenceLost
+    │   └── RoutesInvalid
+    ├── LeaseHeld
+    ├── ForeignHost
+    ├── ForeignOrigin
+    └── StartRefused
+        ├── PortTaken
+        ├── AlreadyRunning
+        └── FolderNotWritable
+
+The edge (api/errors.py) maps each leaf to a status code; the command line prints its text and exits with 1.
+"""
+
+from dataclasses import dataclass
+
+from serving.errors import SwitchyardError
+
+
+@dataclass(frozen=True)
+class SettingProblem:
+    """One wrong setting."""
+
+    variable: str
+    origin: str
+    given: str | None
+    problem: str
+    allowed: str
+
+    def __str__(self) -> str:
+        if self.given is None:
+            return f"{self.variable} (from {self.origin}): {self.problem}; {self.allowed}"
+        return f"{self.variable}='{self.given}' (from {self.origin}): {self.problem}. Allowed: {self.allowed}."
+
+
+@dataclass
+class SettingsInvalid(SwitchyardError):
+    problems: list[SettingProblem]
+
+    @property
+    def detail(self) -> str:
+        return "\n".join(str(each) for each in self.problems)
+
+
+class RegistryError(SwitchyardError):
+    """MLflow, or what we asked of it."""
+
+
+@dataclass
+class RegistryUnreachable(RegistryError):
+    registry: str
+    problem: str
+
+    @property
+    def detail(self) -> str:
+        return (
+            f"The registry at {self.registry} does not answer: {self.problem}. What serves goes on serving. "
+            "Check that MLflow runs ('switchyard doctor') and SWITCHYARD_MLFLOW_TRACKING_URI."
+        )
+
+
+@dataclass
+class RegistryRefused(RegistryError):
+    registry: str
+    problem: str
+
+    @property
+    def detail(self) -> str:
+        return f"The registry at {self.registry} refused: {self.problem}"
+
+
+@dataclass
+class VersionNotFound(RegistryError):
+    model_id: str
+    version: str
+    known: list[str]
+
+    @property
+    def detail(self) -> str:
+        known = ", ".join(self.known) if self.known else "none"
+        return f"Model '{self.model_id}' has no version {self.version}. Known versions: {known}."
+
+
+@dataclass
+class AliasNotFound(RegistryError):
+    model_id: str
+    alias: str
+    known: list[str]
+
+    @property
+    def detail(self) -> str:
+        known = ", ".join(self.known) if self.known else "none"
+        return f"Model '{self.model_id}' has no alias '{self.alias}'. Known aliases: {known}; a version number works too."
+
+
+@dataclass
+class VersionReplaced(RegistryError):
+    """MLflow gave the number of a deleted version to another model."""
+
+    model_id: str
+    version: str
+    recorded: str
+    found: str
+
+    @property
+    def detail(self) -> str:
+        return (
+            f"Version {self.version} of '{self.model_id}' in the registry is another model ({self.found}) than the one "
+            f"recorded under that number ({self.recorded}). Register it once more, so that it gets a number of its own."
+        )
+
+
+@dataclass
+class VersionLost(RegistryError):
+    """The registry lists the version, its files are gone, and we hold no copy."""
+
+    model_id: str
+    version: str
+    problem: str
+
+    @property
+    def detail(self) -> str:
+        return (
+            f"The files of version {self.version} of '{self.model_id}' cannot be had: {self.problem}. "
+            "It was never prepared here, so there is no copy. Register it again."
+        )
+
+
+@dataclass
+class InvalidVersionReference(RegistryError):
+    given: str
+
+    @property
+    def detail(self) -> str:
+        return f"'{self.given}' is neither a version number nor an alias. Give a number such as 3, or a name such as champion."
+
+
+class RouteWriteRefused(SwitchyardError):
+    """The routes were left as they were."""
+
+
+@dataclass
+class FenceLost(RouteWriteRefused):
+    model_id: str
+    holder: str
+    token: int
+    current: int
+
+    @property
+    def detail(self) -> str:
+        return (
+            f"'{self.holder}' no longer holds '{self.model_id}' (its token {self.token}, current {self.current}): "
+            "somebody else took over. The routes were left as they are."
+        )
+
+
+@dataclass
+class RoutesInvalid(RouteWriteRefused):
+    model_id: str
+    problem: str
+
+    @property
+    def detail(self) -> str:
+        return f"The routes of '{self.model_id}' were left as they are: {self.problem}"
+
+
+@dataclass
+class LeaseHeld(SwitchyardError):
+    name: str
+    holder: str
+    seconds_left: float
+
+    @property
+    def detail(self) -> str:
+        return f"'{self.name}' is held by {self.holder} for another {self.seconds_left:.1f} s."
+
+
+@dataclass
+class ForeignHost(SwitchyardError):
+    host: str
+
+    @property
+    def detail(self) -> str:
+        return (
+            f"Requests for host '{self.host}' are not answered here, so that no web page can reach this server through "
+            "a browser. If the name is yours, add it to SWITCHYARD_ALLOWED_HOSTS."
+        )
+
+
+@dataclass
+class ForeignOrigin(SwitchyardError):
+    origin: str
+
+    @property
+    def detail(self) -> str:
+        return f"Requests from pages of '{self.origin}' are refused. If the page is yours, add it to SWITCHYARD_ALLOWED_ORIGINS."
+
+
+class StartRefused(SwitchyardError):
+    """`switchyard up` did not start anything."""
+
+
+@dataclass
+class PortTaken(StartRefused):
+    part: str
+    port: int
+    setting: str
+    owner: str
+
+    @property
+    def detail(self) -> str:
+        return f"Port {self.port}, wanted for the {self.part}, is taken by {self.owner}. End that, or choose another with {self.setting}."
+
+
+@dataclass
+class AlreadyRunning(StartRefused):
+    folder: str
+    pid: int
+
+    @property
+    def detail(self) -> str:
+        return (
+            f"Switchyard already runs on {self.folder} (process {self.pid}). End it there with Ctrl-C, or start this one "
+            "on another folder with SWITCHYARD_DATA_FOLDER and other ports."
+        )
+
+
+@dataclass
+class FolderNotWritable(StartRefused):
+    folder: str
+    setting: str
+    problem: str
+
+    @property
+    def detail(self) -> str:
+        return f"Cannot write to {self.folder}: {self.problem}. Check its rights and free space, or set {self.setting}."

@@ -1,0 +1,1 @@
+"""The long and scheduled work, as Prefect flows. Thin: the decisions are the control plane's."""

@@ -1,0 +1,251 @@
+"""What can go wrong in the data plane and in what both planes share, each with its facts.
+
+    SwitchyardError
+    ├── ModelNotFound
+    ├── NotReady
+    ├── BadRequest
+    │   ├── NotJson
+    │   ├── WrongContentType
+    │   └── BodyTooLarge
+    ├── DatabaseUnavailable
+    │   ├── DatabaseMissing
+    │   ├── DatabaseEmpty
+    │   ├── DatabaseUnreachable
+    │   ├── DatabaseLocked
+    │   ├── DatabaseReadOnly
+    │   ├── DatabaseDamaged
+    │   ├── SchemaOlder
+    │   └── SchemaNewer
+    └── ArtifactError
+        ├── ArtifactMissing
+        ├── ArtifactDamaged
+        └── ArtifactFolderNotWritable
+
+The fields of a class are the facts its answer carries; its text says what is wrong and what would be right.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+class SwitchyardError(Exception):
+    """The root: everything we raise on purpose. Subclasses are dataclasses and say their text in `detail`."""
+
+    @property
+    def detail(self) -> str:
+        """One or two sentences: what is wrong, and the way out."""
+        return type(self).__name__
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The fields, by name."""
+        return {each.name: getattr(self, each.name) for each in fields(self)} if hasattr(self, "__dataclass_fields__") else {}
+
+    def body(self) -> dict[str, Any]:
+        """The answer on the wire: `{"error", "detail", ...facts}`."""
+        return {"error": type(self).__name__, "detail": self.detail, **self.facts}
+
+    def __str__(self) -> str:
+        return self.detail
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An exception pickles by its args, which a dataclass does not fill; worker processes send these across.
+        return type(self), tuple(self.facts.values())
+
+
+def _named(names: list[str]) -> str:
+    """A readable list of names, or the word none."""
+    return ", ".join(names) if names else "none"
+
+
+@dataclass
+class ModelNotFound(SwitchyardError):
+    model_id: str
+    known: list[str]
+
+    @property
+    def detail(self) -> str:
+        return f"There is no model '{self.model_id}'. Known models: {_named(self.known)}."
+
+
+@dataclass
+class NotReady(SwitchyardError):
+    reason: str
+
+    @property
+    def detail(self) -> str:
+        return f"Not ready: {self.reason}. Try again shortly."
+
+
+class BadRequest(SwitchyardError):
+    """The request cannot be read at all."""
+
+
+@dataclass
+class NotJson(BadRequest):
+    problem: str
+
+    @property
+    def detail(self) -> str:
+        return f"The body is not valid JSON: {self.problem}."
+
+
+@dataclass
+class WrongContentType(BadRequest):
+    given: str
+
+    @property
+    def detail(self) -> str:
+        given = f"'{self.given}'" if self.given else "none"
+        return f"The body must be JSON: send the header 'Content-Type: application/json'. Given: {given}."
+
+
+@dataclass
+class BodyTooLarge(BadRequest):
+    limit_bytes: int
+
+    @property
+    def detail(self) -> str:
+        return f"The body is larger than {self.limit_bytes} bytes. Send fewer rows in one request."
+
+
+class DatabaseUnavailable(SwitchyardError):
+    """Our database cannot be used as it is. Never means that there are no routes."""
+
+
+@dataclass
+class DatabaseMissing(DatabaseUnavailable):
+    database: str
+
+    @property
+    def detail(self) -> str:
+        return (
+            f"The database {self.database} does not exist. Check SWITCHYARD_DATABASE_URL, restore the file from a "
+            "backup, or create a new one: switchyard database upgrade --create"
+        )
+
+
+@dataclass
+class DatabaseEmpty(DatabaseUnavailable):
+    database: str
+
+    @property
+    def detail(self) -> str:
+        return (
+            f"The database {self.database} holds no tables of ours. Check SWITCHYARD_DATABASE_URL, or fill it: "
+            "switchyard database upgrade --create"
+        )
+
+
+@dataclass
+class DatabaseUnreachable(DatabaseUnavailable):
+    database: str
+    problem: str
+
+    @property
+    def detail(self) -> str:
+        return (
+            f"The database {self.database} does not answer: {self.problem}. "
+            "Is it running, and is SWITCHYARD_DATABASE_URL right?"
+        )
+
+
+@dataclass
+class DatabaseLocked(DatabaseUnavailable):
+    database: str
+    waited: float
+
+    @property
+    def detail(self) -> str:
+        return (
+            f"Another process held the write lock of {self.database} for more than {self.waited:g} s. Nothing was "
+            "changed; try again. If it stays so, end the process that holds it ('switchyard doctor' names it)."
+        )
+
+
+@dataclass
+class DatabaseReadOnly(DatabaseUnavailable):
+    database: str
+
+    @property
+    def detail(self) -> str:
+        return f"The database {self.database} cannot be written to. Check the rights of the file and its folder, and free disk space."
+
+
+@dataclass
+class DatabaseDamaged(DatabaseUnavailable):
+    database: str
+    problem: str
+
+    @property
+    def detail(self) -> str:
+        return f"The database {self.database} cannot be read: {self.problem}. Restore it from a backup."
+
+
+@dataclass
+class SchemaOlder(DatabaseUnavailable):
+    database: str
+    found: str
+    expected: str
+
+    @property
+    def detail(self) -> str:
+        return (
+            f"The database {self.database} has schema {self.found}, this version of Switchyard needs "
+            f"{self.expected}. Back it up, then: switchyard database upgrade"
+        )
+
+
+@dataclass
+class SchemaNewer(DatabaseUnavailable):
+    database: str
+    found: str
+    known: str
+
+    @property
+    def detail(self) -> str:
+        return (
+            f"The database {self.database} has schema {self.found}, which is newer than this version of Switchyard "
+            f"knows ({self.known}). Run the newer Switchyard that wrote it, or take it back with that one: "
+            f"switchyard database downgrade {self.known}"
+        )
+
+
+class ArtifactError(SwitchyardError):
+    """A kept model folder cannot be used."""
+
+
+@dataclass
+class ArtifactMissing(ArtifactError):
+    digest: str
+    folder: str
+
+    @property
+    def detail(self) -> str:
+        return f"The artifact {self.digest} is not in {self.folder}. Prepare the version again, or restore the folder."
+
+
+@dataclass
+class ArtifactDamaged(ArtifactError):
+    digest: str
+    problem: str
+
+    @property
+    def detail(self) -> str:
+        return (
+            f"The artifact {self.digest} is not what was recorded: {self.problem}. It is not loaded. "
+            "Restore the folder, or register and prepare the version anew."
+        )
+
+
+@dataclass
+class ArtifactFolderNotWritable(ArtifactError):
+    folder: str
+    problem: str
+
+    @property
+    def detail(self) -> str:
+        return (
+            f"Cannot write to the artifact folder {self.folder}: {self.problem}. "
+            "Check rights and free space, or set SWITCHYARD_ARTIFACT_FOLDER."
+        )

@@ -1,0 +1,82 @@
+"""One JSON object a line on standard error, with the ids of what is being worked on, and no secrets."""
+
+import logging
+import re
+import sys
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+from structlog.contextvars import bound_contextvars
+
+EventDict = MutableMapping[str, Any]
+
+# user:password@ in any address, and the values of keys that name a secret.
+_CREDENTIALS = re.compile(r"(?<=://)([^\s/:@]+):[^\s@]+(?=@)")
+_SECRET_KEY = re.compile(r"password|passwd|secret|token|api_key|auth_string|authorization", re.IGNORECASE)
+# What a request carries is the caller's business: a log line names the request, never its contents.
+_PAYLOAD_KEYS = frozenset({"input_data", "features", "body", "predictions", "row", "rows"})
+
+working_on = bound_contextvars
+"""`with working_on(request_id=..., change_id=..., test_id=...):` puts the ids on every line logged inside."""
+
+
+def mask(text: str) -> str:
+    """The text without passwords in addresses."""
+    return _CREDENTIALS.sub(r"\1:***", text)
+
+
+def _without_secrets(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    for key, value in event.items():
+        if key in _PAYLOAD_KEYS:
+            event[key] = "(left out)"
+        elif _SECRET_KEY.search(key) and value is not None:
+            event[key] = "***"
+        elif isinstance(value, str):
+            event[key] = mask(value)
+    return event
+
+
+def configure_logging(part: str, level: str) -> None:
+    """Send this process's log, the libraries' too, to standard error as JSON lines.
+
+    `part` is the process's name in the log (`data-plane`, `control-plane`, ...); `level` a lower-case level name.
+    """
+
+    def name_part(_logger: Any, _method: str, event: EventDict) -> EventDict:
+        event["part"] = part
+        return event
+
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+        structlog.stdlib.PositionalArgumentsFormatter(),
+        structlog.processors.format_exc_info,
+        name_part,
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                _without_secrets,
+                structlog.processors.JSONRenderer(),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+
+
+def logger(name: str) -> Any:
+    """The logger of one module; call its `info`, `warning`, `error` with an event and keyword facts."""
+    return structlog.stdlib.get_logger(name)

@@ -1,0 +1,60 @@
+"""The data plane's settings. The control plane's extend them: one prefix, one `.env`, one list."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class ServingSettings(BaseSettings):
+    """What `python -m serving` needs. Each field is `SWITCHYARD_<NAME>` in the environment or in `.env`."""
+
+    model_config = SettingsConfigDict(env_prefix="SWITCHYARD_", env_file=".env", extra="ignore", frozen=True, validate_default=True)
+
+    data_folder: Path = Field(
+        Path(".switchyard"), description="Folder of everything Switchyard keeps: databases, artifacts, logs, sockets."
+    )
+    database_url: SecretStr | None = Field(
+        None,
+        description="Database of routes, changes and predictions: sqlite:////absolute/file.db or "
+        "postgresql://user:password@host/name. Default: switchyard.db in the data folder.",
+    )
+    database_timeout: float = Field(
+        10.0, gt=0, le=300, description="Seconds to wait for a connection or for another writer's lock."
+    )
+    artifact_folder: Path | None = Field(
+        None, description="Content-addressed store of model folders. Default: artifacts in the data folder."
+    )
+    host: str = Field(
+        "127.0.0.1",
+        description="Address that every server binds to. 0.0.0.0 opens them to the network: put a proxy with TLS and login before it.",
+    )
+    data_plane_port: int = Field(8000, ge=1024, le=65535, description="Port of the data plane: predict, health, metrics.")
+    workers: int = Field(2, ge=1, le=256, description="Inference workers of the data plane.")
+    api_processes: int = Field(1, ge=1, le=64, description="HTTP processes of the data plane.")
+    drain_timeout: float = Field(
+        10.0, gt=0, le=600, description="Seconds that requests under way get to finish when the data plane stops."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level that is logged.")
+
+    @cached_property
+    def home(self) -> Path:
+        """The data folder, absolute."""
+        return self.data_folder.expanduser().absolute()
+
+    @cached_property
+    def resolved_database_url(self) -> str:
+        """The database's address with its secret; never log it."""
+        return self.database_url.get_secret_value() if self.database_url else f"sqlite:///{self.home / 'switchyard.db'}"
+
+    @cached_property
+    def resolved_artifact_folder(self) -> Path:
+        """The artifact store, absolute."""
+        return (self.artifact_folder or self.home / "artifacts").expanduser().absolute()
+
+    @cached_property
+    def socket_folder(self) -> Path:
+        """Folder of the unix sockets between HTTP processes and workers."""
+        return self.home / "run"

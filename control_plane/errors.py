@@ -14,12 +14,19 @@
     │   ├── FenceLost
     │   └── RoutesInvalid
     ├── LeaseHeld
+    ├── DemoFailed
     ├── ForeignHost
     ├── ForeignOrigin
-    └── StartRefused
-        ├── PortTaken
-        ├── AlreadyRunning
-        └── FolderNotWritable
+    ├── StartRefused
+    │   ├── PortTaken
+    │   ├── PortShared
+    │   ├── HostNotUsable
+    │   ├── AlreadyRunning
+    │   └── FolderNotWritable
+    ├── StartFailed
+    │   ├── PartEnded
+    │   └── PartNotReady
+    └── UnknownPart
 
 The edge (api/errors.py) maps each leaf to a status code; the command line prints its text and exits with 1.
 """
@@ -102,7 +109,9 @@ class AliasNotFound(RegistryError):
     @property
     def detail(self) -> str:
         known = ", ".join(self.known) if self.known else "none"
-        return f"Model '{self.model_id}' has no alias '{self.alias}'. Known aliases: {known}; a version number works too."
+        return (
+            f"Model '{self.model_id}' has no alias '{self.alias}'. Known aliases: {known}; a version number works too."
+        )
 
 
 @dataclass
@@ -188,6 +197,16 @@ class LeaseHeld(SwitchyardError):
 
 
 @dataclass
+class DemoFailed(SwitchyardError):
+    problem: str
+    advice: str
+
+    @property
+    def detail(self) -> str:
+        return f"The demo stopped: {self.problem}. {self.advice}"
+
+
+@dataclass
 class ForeignHost(SwitchyardError):
     host: str
 
@@ -246,3 +265,79 @@ class FolderNotWritable(StartRefused):
     @property
     def detail(self) -> str:
         return f"Cannot write to {self.folder}: {self.problem}. Check its rights and free space, or set {self.setting}."
+
+
+@dataclass
+class PortShared(StartRefused):
+    port: int
+    parts: list[str]
+    settings: list[str]
+
+    @property
+    def detail(self) -> str:
+        return (
+            f"Port {self.port} is set for more than one part: {', '.join(self.parts)}. "
+            f"Give each its own with {' and '.join(self.settings)}."
+        )
+
+
+@dataclass
+class HostNotUsable(StartRefused):
+    host: str
+    setting: str
+    problem: str
+
+    @property
+    def detail(self) -> str:
+        return (
+            f"No server can listen on {self.host}: {self.problem}. Set {self.setting} to an address of this machine, "
+            "such as 127.0.0.1."
+        )
+
+
+class StartFailed(SwitchyardError):
+    """`switchyard up` started processes, one of them did not come up, and all were ended again."""
+
+
+@dataclass
+class PartEnded(StartFailed):
+    part: str
+    outcome: str
+    log_file: str
+    last_lines: list[str]
+
+    @property
+    def detail(self) -> str:
+        return _with_log(f"The {self.part} {self.outcome} while it was starting.", self.log_file, self.last_lines)
+
+
+@dataclass
+class PartNotReady(StartFailed):
+    part: str
+    seconds: float
+    log_file: str
+    last_lines: list[str]
+
+    @property
+    def detail(self) -> str:
+        return _with_log(
+            f"The {self.part} did not answer within {self.seconds:g} s (SWITCHYARD_START_TIMEOUT).",
+            self.log_file,
+            self.last_lines,
+        )
+
+
+def _with_log(sentence: str, log_file: str, last_lines: list[str]) -> str:
+    lines = "".join(f"\n  {each}" for each in last_lines)
+    said = f"It said last:{lines}" if lines else "It said nothing."
+    return f"{sentence} Everything else was ended again. {said}\nThe whole log: {log_file}"
+
+
+@dataclass
+class UnknownPart(SwitchyardError):
+    part: str
+    known: list[str]
+
+    @property
+    def detail(self) -> str:
+        return f"There is no part '{self.part}'. Parts: {', '.join(self.known)}."

@@ -28,10 +28,12 @@ class Settings(ServingSettings):
     prefect_port: int = Field(4200, ge=1024, le=65535, description="Port of the Prefect server and its UI.")
     mlflow_port: int = Field(5000, ge=1024, le=65535, description="Port of the MLflow server and its UI.")
     mlflow_tracking_uri: str | None = Field(
-        None, description="MLflow server to use instead of our own, e.g. http://mlflow.example:5000. Then none is started."
+        None,
+        description="MLflow server to use instead of our own, e.g. http://mlflow.example:5000. Then none is started.",
     )
     prefect_api_url: str | None = Field(
-        None, description="Prefect API to use instead of our own, e.g. http://prefect.example:4200/api. Then none is started."
+        None,
+        description="Prefect API to use instead of our own, e.g. http://prefect.example:4200/api. Then none is started.",
     )
     prefect_auth_string: SecretStr | None = Field(
         None, description="user:password of the Prefect server, on our own server and for an outside one."
@@ -81,7 +83,7 @@ class Settings(ServingSettings):
     @property
     def reachable_host(self) -> str:
         """An address of this machine on which what binds to `host` answers."""
-        return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)
+        return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)  # noqa: S104 (read, not bound)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,16 @@
     ├── BadRequest
     │   ├── NotJson
     │   ├── WrongContentType
-    │   └── BodyTooLarge
+    │   ├── BodyTooLarge
+    │   └── BodyTooSlow
+    ├── PathNotFound
+    ├── MethodNotAllowed
+    ├── InternalError
+    ├── BrokenChannel
+    ├── CannotStart
+    │   ├── WrongSetting
+    │   ├── PortTaken
+    │   └── SocketFolderUnusable
     ├── DatabaseUnavailable
     │   ├── DatabaseMissing
     │   ├── DatabaseEmpty
@@ -107,6 +116,94 @@ class BodyTooLarge(BadRequest):
     @property
     def detail(self) -> str:
         return f"The body is larger than {self.limit_bytes} bytes. Send fewer rows in one request."
+
+
+@dataclass
+class BodyTooSlow(BadRequest):
+    limit_seconds: float
+
+    @property
+    def detail(self) -> str:
+        return f"The body did not arrive whole within {self.limit_seconds:g} s. Send the request again."
+
+
+@dataclass
+class PathNotFound(SwitchyardError):
+    path: str
+    known: list[str]
+
+    @property
+    def detail(self) -> str:
+        return f"There is nothing at '{self.path}'. Known paths: {_named(self.known)}."
+
+
+@dataclass
+class MethodNotAllowed(SwitchyardError):
+    method: str
+    allowed: list[str]
+
+    @property
+    def detail(self) -> str:
+        return f"{self.method} is not possible here. Possible: {_named(self.allowed)}."
+
+
+@dataclass
+class InternalError(SwitchyardError):
+    request_id: str
+
+    @property
+    def detail(self) -> str:
+        return f"Something unexpected happened. The server's log says what, under request_id {self.request_id}."
+
+
+@dataclass
+class BrokenChannel(SwitchyardError):
+    problem: str
+
+    @property
+    def detail(self) -> str:
+        return f"What arrived between HTTP process and worker is not a frame: {self.problem}. The connection is closed."
+
+
+class CannotStart(SwitchyardError):
+    """The process ends before it has begun to serve."""
+
+
+@dataclass
+class WrongSetting(CannotStart):
+    variable: str
+    problem: str
+
+    @property
+    def detail(self) -> str:
+        return f"{self.variable} is not usable: {self.problem}. Correct it in the environment or in .env."
+
+
+@dataclass
+class PortTaken(CannotStart):
+    host: str
+    port: int
+    variable: str
+
+    @property
+    def detail(self) -> str:
+        return (
+            f"Port {self.port} of {self.host} is taken by another process. End that one, or set {self.variable} "
+            "to a free port."
+        )
+
+
+@dataclass
+class SocketFolderUnusable(CannotStart):
+    folder: str
+    problem: str
+
+    @property
+    def detail(self) -> str:
+        return (
+            f"Cannot keep sockets in {self.folder}: {self.problem}. "
+            "Set SWITCHYARD_DATA_FOLDER to a folder that can be written to."
+        )
 
 
 class DatabaseUnavailable(SwitchyardError):

@@ -75,6 +75,8 @@ def configure_logging(part: str, level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    for chatty in ("httpx", "httpcore"):  # a line for every request they make
+        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def logger(name: str) -> Any:

@@ -34,6 +34,9 @@ class ServingSettings(BaseSettings):
     data_plane_port: int = Field(8000, ge=1024, le=65535, description="Port of the data plane: predict, health, metrics.")
     workers: int = Field(2, ge=1, le=256, description="Inference workers of the data plane.")
     api_processes: int = Field(1, ge=1, le=64, description="HTTP processes of the data plane.")
+    max_body_bytes: int = Field(
+        8 * 2**20, ge=1024, le=2**30, description="Largest body of a prediction request, in bytes; a larger one is refused with 413."
+    )
     drain_timeout: float = Field(
         10.0, gt=0, le=600, description="Seconds that requests under way get to finish when the data plane stops."
     )

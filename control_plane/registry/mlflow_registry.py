@@ -1,0 +1,290 @@
+"""The registry that MLflow 3 keeps. Every trap of its client that we know of is sprung here and nowhere else."""
+
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+# Read at import: MLflow counts its users unless told not to before it is imported.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+import requests
+from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+
+from control_plane.errors import RegistryRefused, RegistryUnreachable, VersionLost
+from control_plane.registry.gateway import RegistryVersion, VersionFacts
+from serving.logs import mask
+
+_MISSING = "RESOURCE_DOES_NOT_EXIST"
+_PAGE = 500
+_REMEMBERED = 2000
+
+
+class MlflowRegistry:
+    """An MLflow server, or the SQLite file of one."""
+
+    def __init__(self, uri: str, *, timeout: float, retries: int) -> None:
+        """`timeout` in seconds for one try of one call, `retries` further tries. Asks nothing yet."""
+        self._uri = uri
+        # MLflow reads these at every call. Its defaults wait four minutes for a registry that is down.
+        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(1, round(timeout)))
+        os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = str(retries)
+        os.environ["MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR"] = "0"
+        os.environ["MLFLOW_HTTP_REQUEST_BACKOFF_JITTER"] = "0"
+        os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+        self._described: dict[str, tuple[dict[str, Any] | None, int | None]] = {}
+
+    @cached_property
+    def _client(self) -> MlflowClient:
+        """Made at the first call, after the address was looked at: for a SQLite address, making it makes the file."""
+        return MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
+
+    @property
+    def address(self) -> str:
+        """Where it is, without secrets."""
+        return mask(self._uri)
+
+    def ping(self) -> str:
+        """The server's version; for a file, that it can be read."""
+        with self._answering():
+            if not self._uri.startswith("http"):
+                self._client.search_registered_models(max_results=1)
+                return "file"
+            timeout = float(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"])
+            answer = requests.get(f"{self._uri.rstrip('/')}/version", timeout=timeout)
+            answer.raise_for_status()
+            return answer.text.strip()
+
+    def models(self) -> list[str]:
+        """The names of all registered models, sorted."""
+        with self._answering():
+            found, token = [], None
+            while True:
+                page = self._client.search_registered_models(max_results=_PAGE, page_token=token)
+                found += [model.name for model in page]
+                token = page.token
+                if not token:
+                    return sorted(found)
+
+    def versions(self, model_id: str) -> list[RegistryVersion] | None:
+        """Every version, newest first; None when there is no such model."""
+        with self._answering():
+            found, token = [], None
+            while True:
+                page = self._client.search_model_versions(_named(model_id), max_results=_PAGE, page_token=token)
+                found += [_version(each) for each in page]
+                token = page.token
+                if not token:
+                    break
+            if not found and not self._exists(model_id):
+                return None
+            return sorted(found, key=lambda each: int(each.version), reverse=True)
+
+    def aliases(self, model_id: str) -> dict[str, str]:
+        """alias -> version; empty when there is no such model.
+
+        From the model: searching for versions answers with empty alias lists, always (mlflow issue 16734).
+        """
+        with self._answering():
+            try:
+                model = self._client.get_registered_model(model_id)
+            except MlflowException as error:
+                if _is_missing(error):
+                    return {}
+                raise
+            # A number or a text, depending on the store behind it.
+            return {alias: str(version) for alias, version in model.aliases.items()}
+
+    def facts(self, version: RegistryVersion) -> VersionFacts:
+        """Metrics, signature, size and author."""
+        with self._answering():
+            metrics, created_by = self._run_facts(version)
+            metrics.update(self._model_metrics(version))
+            signature, size_bytes = self._describe(version)
+            lost = signature is None and size_bytes is None
+            # JSON knows neither NaN nor infinity, and a diverged training logs both.
+            finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+            return VersionFacts(finite, signature, size_bytes, created_by, lost)
+
+    def download(self, version: RegistryVersion, folder: Path) -> None:
+        """Put the version's files into an empty folder, leaving nothing anywhere else."""
+        with self._answering(), tempfile.TemporaryDirectory(dir=folder.parent) as room:
+            try:
+                source = self._fetch(version, "", Path(room))
+            except (MlflowException, OSError) as error:
+                _raise_if_unreachable(error)
+                raise VersionLost(version.model_id, version.version, _first_line(error)) from error
+            if not (source / "MLmodel").is_file():
+                raise VersionLost(version.model_id, version.version, "the folder holds no MLmodel file")
+            for each in source.iterdir():
+                shutil.move(each, folder / each.name)
+
+    def set_alias(self, model_id: str, alias: str, version: str) -> None:
+        """Let the alias mean this version from now on."""
+        with self._answering():
+            self._client.set_registered_model_alias(model_id, alias, version)
+
+    def delete_alias(self, model_id: str, alias: str) -> None:
+        """Remove the alias, if it is there."""
+        with self._answering():
+            try:
+                self._client.delete_registered_model_alias(model_id, alias)
+            except MlflowException as error:
+                if not _is_missing(error):
+                    raise
+
+    def set_tag(self, model_id: str, version: str, key: str, value: str) -> None:
+        """Tag a version."""
+        with self._answering():
+            self._client.set_model_version_tag(model_id, version, key, value)
+
+    def _refuse_impossible(self) -> None:
+        """A wrong SQLite path would quietly become a new, empty registry."""
+        parts = urlsplit(self._uri)
+        if parts.scheme in ("http", "https"):
+            return
+        if parts.scheme != "sqlite":
+            problem = "expected http://host:port, or sqlite:////absolute/mlflow.db of an existing registry"
+            raise RegistryUnreachable(mask(self._uri), problem)
+        file = Path(self._uri.removeprefix("sqlite:///"))
+        if not file.is_file() or file.stat().st_size == 0:
+            raise RegistryUnreachable(mask(self._uri), "the file does not exist or is empty, and is not created here")
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Turns what MLflow and its HTTP library raise into our errors."""
+        self._refuse_impossible()
+        try:
+            yield
+        except MlflowException as error:
+            if _is_unreachable(error):
+                raise RegistryUnreachable(self.address, _why_unreachable(error)) from error
+            raise RegistryRefused(self.address, _first_line(error)) from error
+        except requests.RequestException as error:
+            raise RegistryUnreachable(self.address, _why_unreachable(error)) from error
+
+    def _exists(self, model_id: str) -> bool:
+        try:
+            self._client.get_registered_model(model_id)
+        except MlflowException as error:
+            # A name that MLflow would never accept does not exist either.
+            if _is_missing(error) or error.error_code == "INVALID_PARAMETER_VALUE":
+                return False
+            raise
+        return True
+
+    def _run_facts(self, version: RegistryVersion) -> tuple[dict[str, float], str | None]:
+        """Metrics and author of the run; nothing where it was deleted for good."""
+        if not version.run_id:
+            return {}, None
+        try:
+            run = self._client.get_run(version.run_id)
+        except MlflowException as error:
+            _raise_if_unreachable(error)
+            return {}, None
+        return dict(run.data.metrics), run.data.tags.get("mlflow.user") or run.info.user_id or None
+
+    def _model_metrics(self, version: RegistryVersion) -> dict[str, float]:
+        """Metrics logged to the model itself rather than to its run."""
+        logged_model = version.identity.removeprefix("models:/")
+        if logged_model == version.identity or not logged_model.startswith("m-"):
+            return {}
+        try:
+            found = self._client.get_logged_model(logged_model).metrics or []
+        except MlflowException as error:
+            _raise_if_unreachable(error)
+            return {}
+        return {metric.key: metric.value for metric in found}
+
+    def _describe(self, version: RegistryVersion) -> tuple[dict[str, Any] | None, int | None]:
+        """Signature and size from the MLmodel file. Files under one identity never change, so they are read once."""
+        if version.identity in self._described:
+            return self._described[version.identity]
+        with tempfile.TemporaryDirectory() as room:
+            try:
+                found = describe_model(self._fetch(version, "/MLmodel", Path(room)))
+            except (MlflowException, OSError) as error:
+                _raise_if_unreachable(error)
+                return None, None
+        if len(self._described) < _REMEMBERED:
+            self._described[version.identity] = found
+        return found
+
+    def _fetch(self, version: RegistryVersion, path: str, room: Path) -> Path:
+        """Download into `room`. Without a folder of our own MLflow leaves a copy in the system's, for good."""
+        uri = self._client.get_model_version_download_uri(version.model_id, version.version)
+        return Path(download_artifacts(artifact_uri=uri + path, dst_path=str(room), tracking_uri=self._uri))
+
+
+def describe_model(mlmodel: Path) -> tuple[dict[str, Any] | None, int | None]:
+    """Signature and size in bytes from an MLmodel file, or from the folder that holds one.
+
+    The signature has lists of columns: `{"inputs": [{"name", "type", "required"}], "outputs": [...], "params": ...}`.
+    """
+    model = Model.load(str(mlmodel))
+    size = model.model_size_bytes
+    if model.signature is None:
+        return None, size
+    parts = {name: getattr(model.signature, name) for name in ("inputs", "outputs", "params")}
+    return {name: part.to_dict() if part is not None else None for name, part in parts.items()}, size
+
+
+def _version(found: Any) -> RegistryVersion:
+    return RegistryVersion(
+        model_id=found.name,
+        version=str(found.version),  # a number through the file, a text through a server
+        identity=found.source,
+        run_id=found.run_id or None,
+        tags=dict(found.tags),
+        description=found.description or "",
+        complete=found.status == "READY",
+        created_at=datetime.fromtimestamp(found.creation_timestamp / 1000, UTC),
+    )
+
+
+def _named(model_id: str) -> str:
+    """The filter for one model. MLflow knows no escape: the quote is chosen so that the name does not end it."""
+    quote = '"' if "'" in model_id else "'"
+    return f"name = {quote}{model_id.replace(quote, '')}{quote}"
+
+
+def _is_missing(error: MlflowException) -> bool:
+    return bool(error.error_code == _MISSING)
+
+
+def _is_unreachable(error: MlflowException) -> bool:
+    """Whether the server did not answer, or answered that it cannot at the moment."""
+    if _is_missing(error) or error.error_code == "INVALID_PARAMETER_VALUE":
+        return False
+    return bool(error.get_http_status_code() >= 500)
+
+
+def _raise_if_unreachable(error: Exception) -> None:
+    if isinstance(error, requests.RequestException) or (isinstance(error, MlflowException) and _is_unreachable(error)):
+        raise error
+
+
+def _why_unreachable(error: Exception) -> str:
+    """A few words: the library's own text is three nested exceptions with the whole address in each."""
+    text = str(error)
+    if "timed out" in text or "Timeout" in text:
+        return f"no answer within {os.environ['MLFLOW_HTTP_REQUEST_TIMEOUT']} s"
+    for words in ("Connection refused", "Name or service not known", "Temporary failure in name resolution"):
+        if words in text:
+            return words.lower()
+    return _first_line(error)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return mask(lines[0][:300]) if lines else type(error).__name__

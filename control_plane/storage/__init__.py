@@ -1,0 +1,1 @@
+"""What the control plane keeps, and the only way to write routes."""

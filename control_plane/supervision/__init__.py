@@ -1,0 +1,1 @@
+"""What `switchyard up` does: starts every process, watches it, ends it. `run.run_stack` is the door."""

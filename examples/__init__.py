@@ -1,0 +1,1 @@
+"""Examples: training pipelines that hand their models to Switchyard through an MLflow registry."""

@@ -1,0 +1,79 @@
+"""`python -m flows`: the embedded runner. It registers every deployment and runs what Prefect schedules."""
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+from prefect.runner import Runner
+
+from control_plane.settings import Settings, load_settings
+from flows.deployments import DEPLOYMENTS, for_runner
+from serving.errors import SwitchyardError
+from serving.logs import configure_logging, logger
+
+log = logger(__name__)
+
+
+async def run(settings: Settings) -> None:
+    """Serve until told to end. The file `run/flows.ready` tells that every deployment is registered."""
+    # Schedules outlive a restart of ours: pausing them would leave models unwatched until somebody noticed.
+    runner = Runner(
+        name="switchyard",
+        limit=settings.flow_concurrency,
+        query_seconds=2,
+        pause_on_shutdown=False,
+        heartbeat_seconds=30,
+    )
+    for deployed in DEPLOYMENTS:
+        await runner.aadd_deployment(await for_runner(deployed))
+    ready = settings.home / "run" / "flows.ready"
+    ready.parent.mkdir(parents=True, exist_ok=True)
+    _write(ready, str(os.getpid()))
+    log.info("deployments registered", deployments=[each.name for each in DEPLOYMENTS])
+    try:
+        await _until_told(runner)
+    finally:
+        ready.unlink(missing_ok=True)
+
+
+async def _until_told(runner: Runner) -> None:
+    """Run until SIGTERM or SIGINT, then cancel the runs under way, so that none shows as running for ever.
+
+    The runner's own handler for SIGTERM exits without doing that: it starts a coroutine and never awaits it.
+    """
+    serving = asyncio.create_task(runner.start())
+    await asyncio.sleep(0)  # it installs its handler in its first step; ours come after it
+    told = asyncio.Event()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(each, told.set)
+    waiting = asyncio.create_task(told.wait())
+    await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if not serving.done():
+        await runner.astop()
+    await serving
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all: who waits for it reads it at once."""
+    beside = path.with_suffix(".new")
+    beside.write_text(text)
+    beside.rename(path)
+
+
+def main() -> int:
+    """2 for wrong settings."""
+    try:
+        settings = load_settings()
+    except SwitchyardError as error:
+        sys.stderr.write(f"{error.detail}\n")
+        return 2
+    configure_logging("flows", settings.log_level)
+    asyncio.run(run(settings))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""Tables that both planes read. The control plane writes them; migrations are its business."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKeyConstraint
+from sqlmodel import Field, SQLModel
+
+from serving.store.types import JsonColumn, UtcDateTime
+
+
+class ModelVersionRow(SQLModel, table=True):
+    """A registered version of which we hold our own copy, with all that must outlive the registry's record of it."""
+
+    __tablename__ = "model_version"
+
+    model_id: str = Field(primary_key=True)
+    version: str = Field(primary_key=True)
+    digest: str = Field(index=True, description="sha256 of the folder in the artifact store")
+    size_bytes: int = Field(sa_type=BigInteger)
+    identity: str = Field(
+        description="what the registry calls the files, e.g. models:/m-0123; the number may be reused, this is not"
+    )
+    tags: dict[str, str] = Field(sa_type=JsonColumn)
+    metrics: dict[str, float | None] = Field(sa_type=JsonColumn)
+    signature: dict[str, Any] | None = Field(default=None, sa_type=JsonColumn)
+    run_id: str | None = None
+    created_at: datetime = Field(sa_type=UtcDateTime)
+    created_by: str | None = None
+    kept_at: datetime = Field(sa_type=UtcDateTime)
+
+
+class RoutingRow(SQLModel, table=True):
+    """One row a model that is, or was, served: the revision of its routes."""
+
+    __tablename__ = "routing"
+
+    model_id: str = Field(primary_key=True)
+    revision: int
+    updated_at: datetime = Field(sa_type=UtcDateTime)
+
+
+class RouteRow(SQLModel, table=True):
+    """The share of a model's traffic that one version should get. The foreign key keeps unprepared versions out."""
+
+    __tablename__ = "route"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["model_id", "version"], ["model_version.model_id", "model_version.version"], name="route_version"
+        ),
+        ForeignKeyConstraint(["model_id"], ["routing.model_id"], name="route_routing"),
+        CheckConstraint("weight >= 0 AND weight <= 1", name="route_weight"),
+    )
+
+    model_id: str = Field(primary_key=True)
+    version: str = Field(primary_key=True)
+    weight: float
+
+
+class RouteGenerationRow(SQLModel, table=True):
+    """One row, raised with every write of routes: what replicas poll."""
+
+    __tablename__ = "route_generation"
+
+    id: int = Field(default=1, primary_key=True, sa_column_kwargs={"autoincrement": False})
+    value: int

@@ -116,7 +116,7 @@ class AliasNotFound(RegistryError):
 
 @dataclass
 class VersionReplaced(RegistryError):
-    """MLflow gave the number of a deleted version to another model."""
+    """The model was deleted in MLflow and made again: the number means another version there now."""
 
     model_id: str
     version: str

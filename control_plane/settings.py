@@ -132,7 +132,7 @@ def environment_of(settings: Settings) -> dict[str, str]:
         elif isinstance(value, list):
             variables[_variable(name)] = "[" + ",".join(f'"{each}"' for each in value) + "]"
         else:
-            variables[_variable(name)] = str(value.absolute() if isinstance(value, Path) else value)
+            variables[_variable(name)] = str(value.expanduser().absolute() if isinstance(value, Path) else value)
     return variables
 
 

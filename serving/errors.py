@@ -33,7 +33,7 @@
 The fields of a class are the facts its answer carries; its text says what is wrong and what would be right.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 
@@ -48,7 +48,7 @@ class SwitchyardError(Exception):
     @property
     def facts(self) -> dict[str, Any]:
         """The fields, by name."""
-        return {each.name: getattr(self, each.name) for each in fields(self)} if hasattr(self, "__dataclass_fields__") else {}
+        return {each.name: getattr(self, each.name) for each in fields(self)} if is_dataclass(self) else {}
 
     def body(self) -> dict[str, Any]:
         """The answer on the wire: `{"error", "detail", ...facts}`."""

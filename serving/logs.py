@@ -27,6 +27,7 @@ def mask(text: str) -> str:
 
 
 def _without_secrets(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    event.pop("color_message", None)  # uvicorn's event once more, for terminals
     for key, value in event.items():
         if key in _PAYLOAD_KEYS:
             event[key] = "(left out)"

@@ -43,6 +43,7 @@ class ModelServer:
         settings = self._settings
         sockets = SocketFolder(settings.socket_folder, settings.data_plane_port)
         sockets.open()
+        log.info("data plane starting", host=settings.host, port=settings.data_plane_port, workers=settings.workers)
         try:
             _Engine(settings, self._listener, sockets).run(
                 # LitServe knows three hosts only and binds by itself; the socket below is the one that counts.

@@ -43,6 +43,8 @@ STATUS: dict[type[SwitchyardError], int] = {
     ours.SettingsInvalid: 500,
     ours.DemoFailed: 500,
     ours.StartRefused: 500,
+    ours.StartFailed: 500,
+    ours.UnknownPart: 404,
 }
 RETRY_AFTER_SECONDS = 2
 

@@ -100,7 +100,7 @@ class VersionBody(BaseModel):
     state: VersionState = Field(
         description="registered: the registry has it. incomplete: its registration has not ended. lost: its files are gone. "
         "kept: our own verified copy is here too. removed: gone from the registry, our copy is here. "
-        "replaced: the registry gave its number to another model. serving: it has a share of the traffic."
+        "replaced: the number means another version in the registry now. serving: it has a share of the traffic."
     )
     weight: float = Field(description="Share of the traffic, 0 to 1.")
     run_id: str | None

@@ -12,7 +12,7 @@ class RegistryVersion:
 
     model_id: str
     version: str
-    identity: str  # what the registry calls the files; the number of a deleted version may be given away again
+    identity: str  # what the registry calls the files; a model deleted and made again counts from one
     run_id: str | None
     tags: dict[str, str]
     description: str

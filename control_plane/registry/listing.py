@@ -23,7 +23,7 @@ class VersionState(StrEnum):
     LOST = "lost"  # the registry lists it, but its files are gone and there is no copy here
     KEPT = "kept"  # our own verified copy is here, and the registry has it too
     REMOVED = "removed"  # gone from the registry; our copy still serves and can be rolled back to
-    REPLACED = "replaced"  # the registry gave its number to another model; ours is the one that was recorded
+    REPLACED = "replaced"  # the model was deleted and made again in the registry; ours is the version that was recorded
     SERVING = "serving"  # it has a share of the traffic
 
 

@@ -259,7 +259,9 @@ def _named(model_id: str) -> str:
 
 
 def _is_missing(error: MlflowException) -> bool:
-    return bool(error.error_code == _MISSING)
+    """Also inside the collected failures of a download, which come as an internal error whatever they are."""
+    text = str(error)
+    return bool(error.error_code == _MISSING) or ("404 Client Error" in text and "Max retries" not in text)
 
 
 def _is_unreachable(error: MlflowException) -> bool:

@@ -148,7 +148,7 @@ class VersionManager:
 
         Raises:
             VersionNotFound, ModelNotFound: naming what is known.
-            VersionReplaced: the registry gave the number to another model.
+            VersionReplaced: the number means another version in the registry now.
             VersionLost: the registry has no files of it.
             ArtifactDamaged: what the registry delivers now is not what was recorded.
             RegistryUnreachable: it would have to be copied, and the registry cannot be asked.
@@ -196,7 +196,7 @@ class VersionManager:
             return session.get(ModelVersionRow, (model_id, version))
 
     def _refuse_replaced(self, recorded: ModelVersionRow) -> None:
-        """MLflow gives the number of its deleted newest version away again."""
+        """A model that was deleted in MLflow and made again counts its versions from one."""
         try:
             found = self._registry.versions(recorded.model_id) or []
         except RegistryUnreachable:

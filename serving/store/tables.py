@@ -19,7 +19,7 @@ class ModelVersionRow(SQLModel, table=True):
     digest: str = Field(index=True, description="sha256 of the folder in the artifact store")
     size_bytes: int = Field(sa_type=BigInteger)
     identity: str = Field(
-        description="what the registry calls the files, e.g. models:/m-0123; the number may be reused, this is not"
+        description="what the registry calls the files, e.g. models:/m-0123; the number may come again, this does not"
     )
     tags: dict[str, str] = Field(sa_type=JsonColumn)
     metrics: dict[str, float | None] = Field(sa_type=JsonColumn)

@@ -1,5 +1,6 @@
 """How a data plane starts, survives what happens to its processes, and ends. A server of its own for each test."""
 
+import http.client
 import os
 import signal
 import socket
@@ -112,7 +113,7 @@ def test_the_only_worker_comes_back(start: Start) -> None:
 
 def test_a_worker_that_is_asked_to_end_hands_over(start: Start) -> None:
     """Replacing a worker by hand or for its memory would fail the requests that it holds."""
-    plane = start(workers=2)
+    plane = start(workers=2, drain_timeout=60)  # so that a worker which merely waits for its end is noticed
     old = {each["pid"] for each in plane.ready()}
     with Prober(plane) as prober:
         for pid in old:
@@ -129,8 +130,8 @@ def test_a_killed_http_process_is_back_at_once(start: Start) -> None:
     plane.ready()
     (victim,) = plane.apis()
     victim.kill()
-    assert plane.get("/health/live").status_code == 200  # waits in the listening socket, which stays open
-    assert plane.get("/health/ready").status_code == 200  # lanes stand before the first request is taken
+    # Waits in the listening socket, which stays open; and lanes stand before the first request is taken.
+    assert plane.get("/health/ready").status_code == 200
     (successor,) = plane.apis()
     assert successor.pid != victim.pid
     assert plane.metric("switchyard_api_restarts_total") == 1
@@ -139,6 +140,9 @@ def test_a_killed_http_process_is_back_at_once(start: Start) -> None:
 def test_workers_go_on_when_their_fork_server_dies(start: Start) -> None:
     """Workers would go on unsupervised beside new ones, holding twice the memory, or all be gone for seconds."""
     plane = start(workers=2)
+    plane.ready()
+    (api,) = plane.apis()
+    api.kill()  # its successor inherits what the parent holds of the workers, and must not keep the old ones alive
     old = {each["pid"] for each in plane.ready()}
     with Prober(plane) as prober:
         plane.fork_server().kill()
@@ -181,7 +185,7 @@ def test_nothing_survives_a_killed_parent(start: Start, processes: int) -> None:
     again.ready()
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "Ctrl-C"])
+@pytest.mark.parametrize("how", ["SIGTERM", "Ctrl-C", "SIGTERM to all"])
 def test_it_stops_in_order_and_answers_what_is_under_way(start: Start, how: str) -> None:
     """Each deployment would cost its users failed requests, or leave processes behind."""
     plane = start(api_processes=2, workers=2)
@@ -190,10 +194,12 @@ def test_it_stops_in_order_and_answers_what_is_under_way(start: Start, how: str)
         idle.settimeout(GUARD)
         if how == "SIGTERM":
             plane.process.send_signal(signal.SIGTERM)
-        else:
-            os.killpg(plane.process.pid, signal.SIGINT)
+        else:  # a terminal signals the whole group, and so does systemd
+            os.killpg(plane.process.pid, signal.SIGINT if how == "Ctrl-C" else signal.SIGTERM)
         assert idle.recv(1) == b""  # closed: the stop has begun
-        under_way.sendall(b" 1 }\n")
+        for byte in b" 1 } ":
+            time.sleep(0.2)  # a request that takes a second
+            under_way.sendall(bytes([byte]))
         answer = b"".join(iter(lambda: under_way.recv(4096), b""))
     assert answer.startswith(b"HTTP/1.1 404 ")
     assert b"connection: close" in answer
@@ -201,7 +207,8 @@ def test_it_stops_in_order_and_answers_what_is_under_way(start: Start, how: str)
     plane.gone()
     with pytest.raises(httpx.ConnectError):
         plane.get("/health/live")
-    assert {line["level"] for line in plane.logged()} == {"info"}
+    if how != "SIGTERM to all":  # there the fork server may be seen to die before the parent hears of its own end
+        assert {line["level"] for line in plane.logged()} == {"info"}
     assert list((plane.data_folder / "run").iterdir()) == []
 
 
@@ -213,16 +220,19 @@ def test_a_client_under_load_sees_no_reset_when_it_stops(start: Start) -> None:
     served = threading.Semaphore(0)
 
     def ask_until_refused() -> None:
-        with httpx.Client(base_url=f"http://127.0.0.1:{plane.port}", timeout=GUARD) as client:
-            while True:
-                try:
-                    assert client.get("/health/live").status_code == 200
-                    served.release()
-                except httpx.ConnectError:
-                    return
-                except httpx.TransportError as problem:
-                    faults.append(repr(problem))
-                    return
+        connection = http.client.HTTPConnection("127.0.0.1", plane.port, timeout=GUARD)
+        try:
+            while True:  # the connection is opened anew only after an answer that said it would be closed
+                connection.request("GET", "/health/live")
+                assert connection.getresponse().read() == b'{"status":"live"}'
+                served.release()
+                time.sleep(0.005)  # a client that is idle in between, as most are
+        except ConnectionRefusedError:
+            pass
+        except (http.client.HTTPException, OSError) as problem:
+            faults.append(repr(problem))
+        finally:
+            connection.close()
 
     clients = [threading.Thread(target=ask_until_refused) for _ in range(4)]
     for each in clients:
@@ -244,6 +254,19 @@ def test_a_request_that_never_ends_does_not_hold_up_the_stop(start: Start) -> No
         plane.process.send_signal(signal.SIGTERM)
         assert plane.process.wait(GUARD) == 0
     plane.gone()
+    assert not [line for line in plane.logged() if "killed" in line["event"]]  # the HTTP process did it by itself
+
+
+def test_a_ctrl_c_is_the_parents_to_act_on(start: Start) -> None:
+    """A terminal's Ctrl-C reaches every process: one that goes first would cut its clients off."""
+    plane = start(workers=2)
+    workers = {each["pid"] for each in plane.ready()}
+    apis = {each.pid for each in plane.apis()}
+    for pid in workers | apis:
+        os.kill(pid, signal.SIGINT)
+    assert {each["pid"] for each in plane.ready()} == workers
+    assert {each.pid for each in plane.apis()} == apis
+    assert plane.metric("switchyard_api_restarts_total") == 0
 
 
 def test_a_stop_while_it_starts_is_a_stop(start: Start) -> None:
@@ -324,6 +347,8 @@ def test_a_second_start_on_the_same_port_leaves_the_first_alone(start: Start) ->
     workers = first.ready()
     second = start(data_plane_port=first.port, data_folder=first.data_folder)
     assert second.process.wait(GUARD) == 1
+    for each in first.apis():
+        each.kill()  # its successor has to find the workers' sockets
     assert [each["pid"] for each in first.ready()] == [each["pid"] for each in workers]
 
 

@@ -5,6 +5,7 @@ import sys
 import uvicorn
 
 from control_plane.app import create_app
+from control_plane.services import build_services
 from control_plane.settings import load_settings
 from serving.errors import SwitchyardError
 from serving.logs import configure_logging
@@ -15,7 +16,7 @@ def main() -> int:
     try:
         settings = load_settings()
         configure_logging("control-plane", settings.log_level)
-        app = create_app(settings)
+        app = create_app(build_services(settings))
     except SwitchyardError as error:
         sys.stderr.write(f"{error.detail}\n")
         return 2

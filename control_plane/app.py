@@ -12,8 +12,7 @@ from starlette.types import ASGIApp
 from control_plane.api import errors, health, metrics, models
 from control_plane.api.guard import Guard
 from control_plane.duties import on_duty
-from control_plane.services import build_services
-from control_plane.settings import Settings
+from control_plane.services import Services
 
 DESCRIPTION = """
 Serve models from an MLflow registry, watch them, compare them, and roll back to what was good.
@@ -23,13 +22,8 @@ Times are UTC in ISO 8601, durations seconds, versions texts. Every error is
 """
 
 
-def create_app(settings: Settings) -> ASGIApp:
-    """The ASGI application. Opens nothing before its lifespan starts.
-
-    Raises:
-        DatabaseUnreachable: the database's address is not one.
-    """
-    services = build_services(settings)
+def create_app(services: Services) -> ASGIApp:
+    """The ASGI application over these services, which it closes at its end."""
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -46,4 +40,4 @@ def create_app(settings: Settings) -> ASGIApp:
         app.include_router(resource.router)
 
     app.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)
-    return Guard(app, settings, app.state.metrics)
+    return Guard(app, services.settings, app.state.metrics)

@@ -187,7 +187,7 @@ def _prepare(loaded: Settings) -> Callable[[], None]:
 
 def _demo_settings(loaded: Settings) -> Settings:
     """The user's own data and servers are not the demo's to fill."""
-    own = {"data_folder": loaded.home / "demo"}
+    own: dict[str, Any] = {"data_folder": loaded.home / "demo"}
     own |= dict.fromkeys(("database_url", "artifact_folder", "mlflow_tracking_uri", "prefect_api_url"))
     # A new object, not a copy: a copy would keep the folders that were resolved for the user's.
     return Settings(**{name: getattr(loaded, name) for name in Settings.model_fields} | own)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from control_plane.registry import VersionManager
+from control_plane.registry import Registry, VersionManager
 from control_plane.registry.mlflow_registry import MlflowRegistry
 from control_plane.settings import Settings
 from serving.artifacts import ArtifactStore
@@ -15,7 +15,7 @@ class Services:
 
     settings: Settings
     database: Database
-    registry: MlflowRegistry
+    registry: Registry
     artifacts: ArtifactStore
     versions: VersionManager
 

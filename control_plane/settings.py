@@ -127,7 +127,9 @@ def environment_of(settings: Settings) -> dict[str, str]:
         value = getattr(settings, name)
         if value is None:
             continue
-        if isinstance(value, SecretStr):
+        if name == "database_url":
+            variables[_variable(name)] = settings.resolved_database_url
+        elif isinstance(value, SecretStr):
             variables[_variable(name)] = value.get_secret_value()
         elif isinstance(value, list):
             variables[_variable(name)] = "[" + ",".join(f'"{each}"' for each in value) + "]"

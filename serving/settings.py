@@ -49,8 +49,12 @@ class ServingSettings(BaseSettings):
 
     @cached_property
     def resolved_database_url(self) -> str:
-        """The database's address with its secret; never log it."""
-        return self.database_url.get_secret_value() if self.database_url else f"sqlite:///{self.home / 'switchyard.db'}"
+        """The database's address with its secret; never log it. A file's path is absolute."""
+        if self.database_url is None:
+            return f"sqlite:///{self.home / 'switchyard.db'}"
+        url = self.database_url.get_secret_value()
+        file = url.removeprefix("sqlite:///")
+        return f"sqlite:///{Path(file).absolute()}" if file not in (url, "", ":memory:") else url
 
     @cached_property
     def resolved_artifact_folder(self) -> Path:

@@ -108,13 +108,11 @@ class MlflowRegistry:
     def facts(self, version: RegistryVersion) -> VersionFacts:
         """Metrics, signature, size and author."""
         with self._answering():
-            metrics, created_by = self._run_facts(version)
-            metrics.update(self._model_metrics(version))
+            of_run, created_by = self._run_facts(version)
+            metrics = _merged(of_run, self._model_metrics(version))
             signature, size_bytes = self._describe(version)
             lost = signature is None and size_bytes is None
-            # JSON knows neither NaN nor infinity, and a diverged training logs both.
-            finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-            return VersionFacts(finite, signature, size_bytes, created_by, lost)
+            return VersionFacts(metrics, signature, size_bytes, created_by, lost)
 
     def download(self, version: RegistryVersion, folder: Path) -> None:
         """Put the version's files into an empty folder, leaving nothing anywhere else."""
@@ -237,6 +235,19 @@ def describe_model(mlmodel: Path) -> tuple[dict[str, Any] | None, int | None]:
         return None, size
     parts = {name: getattr(model.signature, name) for name in ("inputs", "outputs", "params")}
     return {name: part.to_dict() if part is not None else None for name, part in parts.items()}, size
+
+
+def _merged(of_run: dict[str, float], of_model: dict[str, float]) -> dict[str, float | None]:
+    """One value a metric: the model's own, since a run may have logged several models.
+
+    Except that MLflow hands a NaN that was copied to a model back as 0, the best of all losses. JSON knows neither NaN
+    nor infinity, so what a diverged training logged becomes None.
+    """
+    diverged = {name for name, value in of_run.items() if not math.isfinite(value)}
+    return {
+        name: None if name in diverged or not math.isfinite(value) else value
+        for name, value in {**of_run, **of_model}.items()
+    }
 
 
 def _version(found: Any) -> RegistryVersion:

@@ -264,6 +264,9 @@ def test_a_ctrl_c_is_the_parents_to_act_on(start: Start) -> None:
     apis = {each.pid for each in plane.apis()}
     for pid in workers | apis:
         os.kill(pid, signal.SIGINT)
+    end = time.monotonic() + 1  # ten times what an HTTP process takes to act on a signal
+    while time.monotonic() < end:
+        assert "connection" not in plane.client.get("/health/live").headers
     assert {each["pid"] for each in plane.ready()} == workers
     assert {each.pid for each in plane.apis()} == apis
     assert plane.metric("switchyard_api_restarts_total") == 0

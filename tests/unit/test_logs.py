@@ -1,0 +1,65 @@
+"""Log lines: one JSON object each, with the ids, without secrets and payloads."""
+
+import json
+import logging
+import subprocess
+import sys
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.logs import mask
+
+SCRIPT = """
+import logging
+from serving.logs import configure_logging, logger, working_on
+configure_logging("data-plane", "info")
+log = logger("here")
+log.debug("not this")
+with working_on(request_id="r-1", change_id="c-1", test_id="t-1"):
+    log.info("ours", password="hunter2", auth_string="u:hunter2", url="postgresql://u:hunter2@h/d", features=[41.5], body="41.5")
+    logging.getLogger("library").warning("theirs %s", "postgresql://u:hunter2@h/d", extra={"color_message": "x"})
+    logging.getLogger("httpx").info("chatter")
+    try:
+        raise ValueError("postgresql://u:hunter2@h/d")
+    except ValueError:
+        log.exception("failed")
+log.info("after")
+"""
+
+
+def lines() -> list[dict[str, object]]:
+    ran = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, timeout=60)
+    assert "hunter2" not in ran.stderr
+    assert "41.5" not in ran.stderr
+    return [json.loads(line) for line in ran.stderr.splitlines()]
+
+
+def test_our_lines_and_those_of_libraries_look_alike_and_carry_the_ids() -> None:
+    """One search for a request's id must find everything that happened to it."""
+    ours, theirs, failed, after = lines()
+    for each in (ours, theirs, failed):
+        assert (each["part"], each["request_id"], each["change_id"], each["test_id"]) == (
+            "data-plane",
+            "r-1",
+            "c-1",
+            "t-1",
+        )
+        assert str(each["time"]).endswith("Z")
+    assert (ours["event"], ours["level"]) == ("ours", "info")
+    assert theirs["event"] == "theirs postgresql://u:***@h/d"
+    assert "color_message" not in theirs
+    assert "Traceback" in str(failed["exception"])
+    assert "request_id" not in after
+
+
+def test_this_process_was_not_touched() -> None:
+    """Tests of logging must not rearrange the logging of other tests."""
+    assert logging.getLogger().level != logging.DEBUG
+
+
+@given(user=st.from_regex(r"[a-z]{1,8}", fullmatch=True), password=st.from_regex(r"[^\s@/]{4,12}", fullmatch=True))
+def test_passwords_in_addresses_never_show(user: str, password: str) -> None:
+    """Whatever characters a password is made of."""
+    shown = mask(f"cannot connect to postgresql://{user}:{password}@host:5432/name: refused")
+    assert shown == f"cannot connect to postgresql://{user}:***@host:5432/name: refused"

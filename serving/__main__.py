@@ -63,8 +63,7 @@ def _warm_fork_server() -> None:
     # A worker brings no threads along when it forks, and uses one core; several would fight over all of them.
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(variable, "1")
-    # LitServe has to be named: what serving.worker imports would do, but a failing import is skipped in silence.
-    set_forkserver_preload(["litserve", "serving.worker"])
+    set_forkserver_preload(["serving.worker"])
     forkserver.ensure_running()
 
 

@@ -3,6 +3,7 @@
 import math
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -243,11 +244,16 @@ def _merged(of_run: dict[str, float], of_model: dict[str, float]) -> dict[str, f
     Except that MLflow hands a NaN that was copied to a model back as 0, the best of all losses. JSON knows neither NaN
     nor infinity, so what a diverged training logged becomes None.
     """
-    diverged = {name for name, value in of_run.items() if not math.isfinite(value)}
+    diverged = {name for name, value in of_run.items() if not _is_finite(value)}
     return {
-        name: None if name in diverged or not math.isfinite(value) else value
+        name: None if name in diverged or not _is_finite(value) else value
         for name, value in {**of_run, **of_model}.items()
     }
+
+
+def _is_finite(value: float) -> bool:
+    """MLflow keeps infinity as the largest number there is."""
+    return math.isfinite(value) and abs(value) < sys.float_info.max
 
 
 def _version(found: Any) -> RegistryVersion:

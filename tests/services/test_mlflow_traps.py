@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import mlflow.sklearn
+import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -179,7 +180,10 @@ def test_a_version_outlives_deletion_and_garbage_collection(
     person: Person, registry: MlflowRegistry, ours: Database, tmp_path: Path
 ) -> None:
     """The whole way through a real `mlflow gc`: what was prepared can still be loaded, and predicts the same."""
-    kept_number, lost_number = person.register(metrics={"accuracy": 0.8, "loss": float("nan")}), person.register()
+    kept_number, lost_number = (
+        person.register(metrics={"accuracy": 0.8, "loss": float("nan"), "worst": float("inf")}),
+        person.register(),
+    )
     manager = VersionManager(ours, registry, ArtifactStore(tmp_path / "artifacts"))
     kept = manager.prepare(person.model_id, kept_number)
     person.delete_files(kept_number)
@@ -188,12 +192,12 @@ def test_a_version_outlives_deletion_and_garbage_collection(
     assert states == {kept_number: VersionState.KEPT, lost_number: VersionState.LOST}
     person.client.delete_registered_model(person.model_id)
     (listed,) = manager.versions(person.model_id).items
-    assert (listed.state, listed.metrics) == (VersionState.REMOVED, {"accuracy": 0.8, "loss": None})
+    assert (listed.state, listed.metrics) == (VersionState.REMOVED, {"accuracy": 0.8, "loss": None, "worst": None})
     assert listed.signature
     assert [column["name"] for column in listed.signature["inputs"]] == ["age", "balance"]
     assert manager.prepare(person.model_id, kept_number) == kept
     model = mlflow.sklearn.load_model(str(kept.folder))
-    assert model.predict([[3.0, 0.0]]).tolist() == [True]
+    assert model.predict(pd.DataFrame({"age": [3.0], "balance": [0.0]})).tolist() == [True]
 
 
 def test_who_and_when_are_known(person: Person, registry: MlflowRegistry, ours: Database, tmp_path: Path) -> None:

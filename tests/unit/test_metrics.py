@@ -1,6 +1,7 @@
 """Metrics in shared memory, read back with Prometheus' own parser."""
 
 import os
+from typing import NoReturn
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -13,17 +14,26 @@ def _samples(metrics: Metrics) -> dict[tuple[str, tuple[str, ...]], float]:
     return {(each.name, tuple(each.labels.values())): each.value for family in families for each in family.samples}
 
 
+def _count_as(metrics: Metrics, slot: int) -> NoReturn:
+    """In a child: it must end here whatever happens, or it would go on with the tests."""
+    status = 1
+    try:
+        recorder = metrics.recorder(slot)
+        for _ in range(slot + 1):
+            recorder.observe("/b", "GET", 200, 0.003)
+        recorder.workers_connected(slot)
+        status = 0
+    finally:
+        os._exit(status)
+
+
 def test_any_process_sees_what_all_have_counted() -> None:
     """With several HTTP processes each scrape would show another fraction of the traffic, and rates would jump."""
     metrics = Metrics(("/a", "/b"), api_processes=3, workers=2, started=1.5)
     for slot in range(3):
         child = os.fork()
         if child == 0:
-            recorder = metrics.recorder(slot)
-            for _ in range(slot + 1):
-                recorder.observe("/b", "GET", 200, 0.003)
-            recorder.workers_connected(slot)
-            os._exit(0)
+            _count_as(metrics, slot)
         assert os.waitpid(child, 0)[1] == 0
     samples = _samples(metrics)
     assert samples["switchyard_http_requests_total", ("/b", "GET", "200")] == 6

@@ -1,0 +1,1 @@
+"""Measurements and trials on the real thing: `python -m benchmarks.startup`, `python -m benchmarks.chaos`."""

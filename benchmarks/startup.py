@@ -12,6 +12,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import pages
-from benchmarks.stack import PARTS, Stack, fresh_stack
+from benchmarks.stack import PARTS, Piece, Stack, fresh_stack
 from benchmarks.waiting import NotInTime, interruptible, wait_for
 
 TARGET_SECONDS = 40.0
@@ -58,7 +59,8 @@ def main(arguments: Sequence[str]) -> int:
     runs = max(1, parser.parse_args(arguments).runs)
     console = Console()
     with interruptible(), fresh_stack() as stack:
-        starts, costs = [], {}
+        starts: list[Start] = []
+        costs: dict[str, Cost] = {}
         for number in range(runs + 1):
             start, costs = _measure(stack, with_costs=number == runs)
             starts.append(start)
@@ -83,7 +85,8 @@ def _costs(stack: Stack) -> dict[str, Cost]:
     cpu = _cpu_shares(stack, _CPU_WINDOW)
     found: dict[str, list[Any]] = defaultdict(list)
     for piece in stack.processes():
-        found[piece.part].append(piece.process.memory_full_info())
+        with suppress(psutil.Error):  # It has ended meanwhile.
+            found[piece.part].append(piece.process.memory_full_info())
     return {
         part: Cost(
             processes=len(infos),
@@ -109,17 +112,17 @@ def _let_it_settle(stack: Stack) -> None:
 
 def _cpu_shares(stack: Stack, seconds: float) -> dict[str, float]:
     """CPU seconds per second of each part over a window of that length; 1 is one core."""
-    pieces = stack.processes()
-    before = {piece.process: _cpu_seconds(piece.process) for piece in pieces}
+    before: dict[Piece, float] = {}
+    for piece in stack.processes():
+        with suppress(psutil.Error):
+            before[piece] = _cpu_seconds(piece.process)
     began = time.monotonic()
     time.sleep(seconds)  # the window
     window = time.monotonic() - began
     shares: dict[str, float] = defaultdict(float)
-    for piece in pieces:
-        try:
-            shares[piece.part] += (_cpu_seconds(piece.process) - before[piece.process]) / window
-        except psutil.Error:
-            continue  # It has ended; its parent counts it.
+    for piece, seconds_before in before.items():
+        with suppress(psutil.Error):  # It has ended; its parent counts it.
+            shares[piece.part] += (_cpu_seconds(piece.process) - seconds_before) / window
     return dict(shares)
 
 
@@ -141,10 +144,14 @@ def _start_rows(starts: Sequence[Start]) -> list[list[str]]:
         figures = (one, min(others), statistics.median(others), max(others))
         return [title, *(f"{each:.1f}" for each in figures)]
 
-    rows = [row("command to table, everything ready", first.to_table, [each.to_table for each in later])]
-    for part in PARTS:
-        rows.append(row(f"{part}, from its own start", first.to_ready[part], [each.to_ready[part] for each in later]))
-    return [*rows, row("SIGTERM to everything gone", first.to_gone, [each.to_gone for each in later])]
+    return [
+        row("command to table, everything ready", first.to_table, [each.to_table for each in later]),
+        *(
+            row(f"{part}, from its own start", first.to_ready[part], [each.to_ready[part] for each in later])
+            for part in PARTS
+        ),
+        row("SIGTERM to everything gone", first.to_gone, [each.to_gone for each in later]),
+    ]
 
 
 def _cost_rows(costs: dict[str, Cost]) -> list[list[str]]:
@@ -189,8 +196,8 @@ def _section(starts: Sequence[Start], costs: dict[str, Cost], arguments: Sequenc
     return "\n\n".join(
         (
             pages.measured_on("benchmarks.startup", arguments),
-            f"The first start is on an empty data folder: it creates the databases. {len(starts) - 1} later starts "
-            "on the same folder follow.",
+            "The first start is on an empty data folder: it creates the databases. Later ones, on the same folder: "
+            f"{len(starts) - 1}.",
             pages.table(_START_HEAD, _start_rows(starts)),
             _target(starts),
             "Idle: after the last start, with no model registered and no traffic. PSS counts memory that processes "

@@ -11,7 +11,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class ServingSettings(BaseSettings):
     """What `python -m serving` needs. Each field is `SWITCHYARD_<NAME>` in the environment or in `.env`."""
 
-    model_config = SettingsConfigDict(env_prefix="SWITCHYARD_", env_file=".env", extra="ignore", frozen=True, validate_default=True)
+    model_config = SettingsConfigDict(
+        env_prefix="SWITCHYARD_", env_file=".env", extra="ignore", frozen=True, validate_default=True
+    )
 
     data_folder: Path = Field(
         Path(".switchyard"), description="Folder of everything Switchyard keeps: databases, artifacts, logs, sockets."
@@ -31,16 +33,23 @@ class ServingSettings(BaseSettings):
         "127.0.0.1",
         description="Address that every server binds to. 0.0.0.0 opens them to the network: put a proxy with TLS and login before it.",
     )
-    data_plane_port: int = Field(8000, ge=1024, le=65535, description="Port of the data plane: predict, health, metrics.")
+    data_plane_port: int = Field(
+        8000, ge=1024, le=65535, description="Port of the data plane: predict, health, metrics."
+    )
     workers: int = Field(2, ge=1, le=256, description="Inference workers of the data plane.")
     api_processes: int = Field(1, ge=1, le=64, description="HTTP processes of the data plane.")
     max_body_bytes: int = Field(
-        8 * 2**20, ge=1024, le=2**30, description="Largest body of a prediction request, in bytes; a larger one is refused with 413."
+        8 * 2**20,
+        ge=1024,
+        le=2**30,
+        description="Largest body of a prediction request, in bytes; a larger one is refused with 413.",
     )
     drain_timeout: float = Field(
         10.0, gt=0, le=600, description="Seconds that requests under way get to finish when the data plane stops."
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level that is logged.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe level that is logged."
+    )
 
     @cached_property
     def home(self) -> Path:

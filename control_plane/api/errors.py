@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import structlog
 from fastapi import FastAPI, Request
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
@@ -25,6 +26,12 @@ STATUS: dict[type[SwitchyardError], int] = {
     shared.WrongContentType: 415,
     shared.BodyTooLarge: 413,
     shared.DatabaseUnavailable: 503,
+    shared.BodyTooSlow: 408,
+    shared.PathNotFound: 404,
+    shared.MethodNotAllowed: 405,
+    shared.InternalError: 500,
+    shared.BrokenChannel: 500,
+    shared.CannotStart: 500,
     shared.ArtifactMissing: 409,
     shared.ArtifactDamaged: 409,
     shared.ArtifactFolderNotWritable: 503,
@@ -111,22 +118,20 @@ async def _invalid(_request: Request, error: Exception) -> JSONResponse:
 
 async def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)  # noqa: S101 (as above)
-    names = {404: "NotFound", 405: "MethodNotAllowed"}
-    details = {
-        404: f"Nothing answers at {request.url.path}. /docs lists what does.",
-        405: f"{request.method} is not possible at {request.url.path}. /docs lists what is.",
-    }
-    body = {
-        "error": names.get(error.status_code, "HttpError"),
-        "detail": details.get(error.status_code, str(error.detail)),
-    }
+    if error.status_code == 404:
+        body = shared.PathNotFound(request.url.path, sorted(request.app.openapi()["paths"])).body()
+    elif error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        body = shared.MethodNotAllowed(request.method, sorted(filter(None, allowed.split(", ")))).body()
+    else:
+        body = {"error": "HttpError", "detail": str(error.detail)}
     return JSONResponse(body, error.status_code, error.headers)
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
     log.error("unexpected error", method=request.method, path=request.url.path, exc_info=error)
-    detail = "Something unexpected happened; nothing was changed by this request's failing step. The log has the details under this request's id."
-    return JSONResponse({"error": "InternalError", "detail": detail}, 500)
+    request_id = str(structlog.contextvars.get_contextvars().get("request_id", ""))
+    return JSONResponse(shared.InternalError(request_id).body(), 500)
 
 
 def _path(location: Sequence[int | str]) -> str:

@@ -147,10 +147,10 @@ class LogWriter:
             self._waiting += size
             self._changed.notify_all()
 
-    def note(self, level: str, event: str, **facts: object) -> None:
-        """A line of the supervisor's own."""
-        line = {"time": stamp(), "level": level, "part": "supervisor", "event": event, **facts}
-        self.put("supervisor", [orjson.dumps(line, default=str)])
+    def note(self, level: str, event: str, *, part: str = "supervisor", **facts: object) -> None:
+        """A line of the supervisor's own, into its file or into that of the part it is about."""
+        line = {"time": stamp(), "level": level, "part": part, "event": event, **facts}
+        self.put(part, [orjson.dumps(line, default=str)])
 
     def lost(self, name: str) -> int:
         """Lines of a part that were dropped and whose loss does not stand in its file yet."""

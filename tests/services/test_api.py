@@ -21,6 +21,7 @@ from control_plane.storage.aliases import want_aliases
 from control_plane.storage.setup import create_database
 from serving import errors as shared
 from serving.artifacts import ArtifactStore
+from serving.endpoint import STATUS_OF
 from serving.errors import SwitchyardError
 from serving.store import open_database
 from tests.fakes import FakeRegistry
@@ -210,7 +211,9 @@ def test_writes_that_are_not_json_are_refused(client: TestClient, method: str, c
 
 def test_unknown_paths_and_methods_have_the_same_shape(client: TestClient) -> None:
     """A client has one way to read errors."""
-    assert client.get("/nowhere").json()["error"] == "NotFound"
+    missing = client.get("/nowhere")
+    assert (missing.status_code, missing.json()["error"]) == (404, "PathNotFound")
+    assert "/ml/models" in missing.json()["known"]
     answer = client.put("/ml/models", json={})
     assert (answer.status_code, answer.json()["error"]) == (405, "MethodNotAllowed")
     assert answer.headers["allow"]
@@ -230,6 +233,7 @@ def test_an_unexpected_failure_is_told_without_a_stack_trace_and_logged_with_the
     assert (answer.status_code, answer.json()["error"]) == (500, "InternalError")
     assert "secret inside" not in answer.text
     assert uuid.UUID(answer.headers["x-request-id"])
+    assert answer.json()["request_id"] == answer.headers["x-request-id"]
     assert any(entry["event"] == "unexpected error" and entry["exc_info"] for entry in logged)
 
 
@@ -303,6 +307,11 @@ def test_every_error_has_a_status_and_stands_in_a_drawn_tree() -> None:
             assert any(parent in STATUS for parent in leaf.__mro__), leaf
             assert f"─ {leaf.__name__}\n" in drawn, leaf
     assert status_of(shared.SchemaOlder("d", "1", "2")) == 503
+
+
+def test_both_planes_answer_an_error_with_the_same_status() -> None:
+    """Predict goes through either address; a client must not have to care which."""
+    assert {kind: STATUS[kind] for kind in STATUS_OF} == STATUS_OF
 
 
 def test_errors_survive_being_sent_between_processes() -> None:

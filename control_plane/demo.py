@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import httpx
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -37,6 +38,7 @@ def fill(settings: Settings, console: Console) -> int:
     for training in TRAININGS:
         _train(settings, training)
     console.print(_versions_table(_get(f"{settings.control_plane_url}/ml/models/{MODEL}/versions")))
+    console.print(_addresses(settings))
     return 0
 
 
@@ -60,30 +62,40 @@ def _get(url: str) -> list[dict[str, object]]:
 
 
 def _versions_table(versions: list[dict[str, object]]) -> Table:
-    table = Table(title=f"Versions of {MODEL}, as the control plane lists them", title_justify="left")
-    for column in ("version", "aliases", "state", "kind", "ROC AUC", "Brier", "size", "created (UTC)"):
-        table.add_column(column)
+    table = Table(
+        title=f"Versions of {MODEL}, as the control plane lists them", title_justify="left", box=box.SIMPLE_HEAD
+    )
+    for column in ("version", "alias", "state", "ROC AUC", "Brier", "size", "registered (UTC)"):
+        table.add_column(column, no_wrap=True)
     for each in versions:
         table.add_row(*_cells(each))
     return table
 
 
 def _cells(version: dict[str, object]) -> list[str]:
-    metrics, tags = version["metrics"], version["tags"]
+    metrics, aliases, size = version["metrics"], version["aliases"], version["size_bytes"]
     assert isinstance(metrics, dict)  # noqa: S101 (the API's shape, held by its tests)
-    assert isinstance(tags, dict)  # noqa: S101
-    size = version["size_bytes"]
+    assert isinstance(aliases, list)  # noqa: S101
     return [
         str(version["version"]),
-        ", ".join(version["aliases"]) if isinstance(version["aliases"], list) else "",
+        ", ".join(aliases),
         str(version["state"]),
-        str(tags.get("kind", "")),
         _figure(metrics.get("roc_auc")),
         _figure(metrics.get("brier")),
         f"{size / 1000:,.0f} kB" if isinstance(size, int) else "",
-        str(version["created_at"])[:19].replace("T", " "),
+        str(version["created_at"])[:16].replace("T", " "),
     ]
 
 
 def _figure(value: object) -> str:
     return f"{value:.3f}" if isinstance(value, float) else ""
+
+
+def _addresses(settings: Settings) -> Table:
+    """Where to look now; the table of the start has scrolled away."""
+    table = Table(title="Look at it", title_justify="left", box=box.SIMPLE_HEAD, show_header=False)
+    table.add_row("the model's versions", f"{settings.control_plane_url}/ml/models/{MODEL}/versions")
+    table.add_row("the API", f"{settings.control_plane_url}/docs")
+    table.add_row("its runs and metrics", f"{settings.resolved_mlflow_uri}/#/models/{MODEL}")
+    table.add_row("scheduled work", f"{settings.resolved_prefect_api_url.removesuffix('/api')}/v2/deployments")
+    return table

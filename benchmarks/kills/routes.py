@@ -107,6 +107,7 @@ class _Contest:
         """Stop the one who writes until another has taken over, then let it go on: it must be refused."""
         time.sleep(self.rng.uniform(0, _MOMENT))
         writer.freeze()
+        self._heed_all(writer.said())  # from before, so that what comes now is from after
         self.frozen += 1
         others = [each for each in crew if each is not writer]
         read_until(others, lambda _, message: self._heed(message) == WROTE, _FREEZE_SECONDS)

@@ -5,13 +5,16 @@ They come from a fork server that has everything imported: a new one costs some 
 
 import multiprocessing
 import multiprocessing.connection
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from typing import Any
+
+import psutil
+
+from benchmarks.waiting import wait_for
 
 Message = tuple[Any, ...]
 FAILED = "failed"
@@ -44,10 +47,12 @@ class Victim:
 
     def freeze(self) -> None:
         """SIGSTOP: it stands still, wherever it is, and does not know."""
-        os.kill(self._pid, signal.SIGSTOP)
+        process = psutil.Process(self._process.pid)
+        process.suspend()
+        wait_for(lambda: process.status() == psutil.STATUS_STOPPED, "a process to stand still", _END_GUARD)
 
     def thaw(self) -> None:
-        os.kill(self._pid, signal.SIGCONT)
+        psutil.Process(self._process.pid).resume()
 
     @property
     def has_ended(self) -> bool:
@@ -61,10 +66,6 @@ class Victim:
             while self.connection.poll():
                 found.append(self.connection.recv())
         return found
-
-    @property
-    def _pid(self) -> int:
-        return self._process.pid or 0
 
 
 @contextmanager

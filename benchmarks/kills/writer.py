@@ -2,6 +2,7 @@
 
 import random
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 
@@ -15,7 +16,7 @@ MODEL = "contested"
 LEASE_SECONDS = 0.25
 TIMEOUT = 20.0
 TOOK, WROTE, FENCED = "took", "wrote", "fenced"
-"""First words of a holder's messages: (TOOK, token), (WROTE, token, revision, holder), (FENCED, token)."""
+"""First words of a holder's messages: (TOOK, token), (WROTE, token, revision, holder), (FENCED,)."""
 
 _ASK_EVERY = 0.01
 
@@ -48,13 +49,12 @@ def hold_and_write(url: str, holder: str, connection: Connection) -> None:
         if lease is None:
             time.sleep(_ASK_EVERY)
             continue
-        try:
+        with suppress(FenceLost):
             while lease:
                 connection.send((TOOK, lease.token))
                 write_for(LEASE_SECONDS / 3, database, lease, connection)
                 lease = take(database, holder)
-        except FenceLost:
-            connection.send((FENCED, lease.token if lease else 0))
+        connection.send((FENCED,))
 
 
 def take(database: Database, holder: str) -> Lease | None:

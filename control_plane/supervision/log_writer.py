@@ -147,8 +147,12 @@ class LogWriter:
             self._waiting += size
             self._changed.notify_all()
 
-    def note(self, level: str, event: str, *, part: str = "supervisor", **facts: object) -> None:
-        """A line of the supervisor's own, into its file or into that of the part it is about."""
+    def note(self, level: str, event: str, /, **facts: object) -> None:
+        """A line of the supervisor's own."""
+        self.note_of("supervisor", level, event, **facts)
+
+    def note_of(self, part: str, level: str, event: str, /, **facts: object) -> None:
+        """A line of the supervisor's, into the file of the part it is about."""
         line = {"time": stamp(), "level": level, "part": part, "event": event, **facts}
         self.put(part, [orjson.dumps(line, default=str)])
 

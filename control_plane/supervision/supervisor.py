@@ -144,7 +144,7 @@ class Supervisor:
             self._lost(child, f"could not be started ({error.strerror or error})")
         else:
             # Into its own file: whoever reads that sees where one life ends and the next begins.
-            self._writer.note("info", "started by switchyard", part=child.spec.name, pid=child.pid)
+            self._writer.note_of(child.spec.name, "info", "started by switchyard", pid=child.pid)
             self._changed(child)
 
     def _watch_start(self, child: Child) -> None:

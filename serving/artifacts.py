@@ -111,16 +111,33 @@ class ArtifactStore:
         return time.time() - self._home(digest).stat().st_mtime
 
     def discard(self, digest: str) -> None:
-        """Remove a kept folder. Who may be discarded is for the caller to know."""
-        _remove(self._home(digest))
+        """Remove a kept folder. Who may be discarded is for the caller to know.
+
+        Whoever looks finds it whole or not at all, also after a kill at any moment; `sweep` takes what that leaves.
+
+        Raises:
+            ArtifactFolderNotWritable: no rights; it is still there.
+        """
+        gone = self.root / "incoming" / uuid.uuid4().hex
+        try:
+            gone.parent.mkdir(parents=True, exist_ok=True)
+            self._home(digest).rename(gone)
+        except FileNotFoundError:
+            return  # it is not here, or somebody else discarded it meanwhile
+        except OSError as error:
+            raise ArtifactFolderNotWritable(str(self.root), os.strerror(error.errno or 0)) from error
+        _remove(gone)
 
     def sweep(self, older_than: float = _STALE_SECONDS) -> int:
-        """Remove copies that were under way when their process died; returns how many. `older_than`: seconds."""
+        """Remove copies that were under way when their process died, and discarded folders that were not yet gone.
+
+        Returns how many. `older_than`: seconds.
+        """
         folder = self.root / "incoming"
         if not folder.is_dir():
             return 0
         limit = time.time() - older_than
-        stale = [each for each in folder.iterdir() if each.stat().st_mtime < limit]
+        stale = [each for each in folder.iterdir() if _is_older(each, limit)]
         for each in stale:
             _remove(each)
         return len(stale)
@@ -217,6 +234,14 @@ def _make_durable_and_read_only(folder: Path) -> None:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
             path.chmod(0o444)
+
+
+def _is_older(folder: Path, limit: float) -> bool:
+    """False where it has gone: a copy that was under way a moment ago may have been settled or given up since."""
+    try:
+        return folder.stat().st_mtime < limit
+    except FileNotFoundError:
+        return False
 
 
 def _remove(folder: Path) -> None:

@@ -36,7 +36,6 @@ def kill_puts(verdict: Verdict, rng: random.Random, kills: int) -> None:
                 watch.heed_all(victim.kill())
                 watch.look()
                 crew.append(_keeper(folder, rng))
-            verdict.require(store.sweep() == 0, "the sweep took a copy that was under way")
             for each in crew:
                 watch.heed_all(each.kill())
             crew.clear()
@@ -87,6 +86,7 @@ class _Watch:
     store: ArtifactStore
     kept: set[str] = field(default_factory=set)  # said to be kept, and not to be discarded
     seen_whole: set[str] = field(default_factory=set)
+    halves: dict[str, str] = field(default_factory=dict)  # ever seen listed and not whole -> what was wrong
     discarded: int = 0
     looks: int = 0
 
@@ -96,8 +96,12 @@ class _Watch:
             self.look()
 
     def look(self) -> None:
-        """Everything that turned up since the last look must be whole the moment it is listed."""
+        """Everything that turned up since the last look must be whole the moment it is listed.
+
+        Sweeps too, as housekeeping does beside those who work: what is under way is not for it to take.
+        """
         self.looks += 1
+        self.verdict.require(self.store.sweep() == 0, "the sweep took a copy that was under way")
         for digest in set(self.store.digests()) - self.seen_whole:
             if self._is_whole(digest):
                 self.seen_whole.add(digest)
@@ -122,7 +126,10 @@ class _Watch:
     def judge(self) -> None:
         """Nobody works on the store any more."""
         listed = self.store.digests()
-        halves = [each for each in listed if not self._is_whole(each)]
+        broken = [each for each in listed if not self._is_whole(each)]
+        self.verdict.problems += [
+            f"{digest[:12]} was listed and not whole: {why}" for digest, why in self.halves.items()
+        ]
         lost = self.kept - set(listed)
         self.verdict.require(not lost, f"{len(lost)} folders that were said to be kept are not there")
         incoming = self.store.root / "incoming"
@@ -131,8 +138,8 @@ class _Watch:
         remaining = len(list(incoming.iterdir()))
         self.verdict.require(remaining == 0, f"{remaining} of {left} half-made copies are there after the sweep")
         still = [each for each in listed if not self._is_whole(each)]
-        self.verdict.require(len(still) == len(halves), "the sweep damaged kept folders")
-        self.verdict.figure("folders listed in the end, of these not whole", f"{len(listed)}, {len(halves)}")
+        self.verdict.require(len(still) == len(broken), "the sweep damaged kept folders")
+        self.verdict.figure("folders listed in the end, of these not whole", f"{len(listed)}, {len(broken)}")
         self.verdict.figure("said to be kept, of these lost", f"{len(self.kept)}, {len(lost)}")
         self.verdict.figure("said to be discarded", self.discarded)
         self.verdict.figure("looks of a reader meanwhile", self.looks)
@@ -144,6 +151,6 @@ class _Watch:
             self.store.verify(digest)
         except ArtifactError as error:
             if digest in self.store.digests():
-                self.verdict.problems.append(f"{digest[:12]} is listed and not whole: {error.detail}")
+                self.halves[digest] = error.detail
             return False
         return True

@@ -20,7 +20,7 @@ from benchmarks.kills.databases import integrity
 from benchmarks.kills.verdict import Verdict
 from benchmarks.kills.victims import FAILED, Victim, ended_afterwards, read_until
 from benchmarks.waiting import NotInTime
-from control_plane.storage.setup import create_database, downgrade_database, prepare_database
+from control_plane.storage.setup import downgrade_database, prepare_database
 from serving.errors import DatabaseEmpty, DatabaseMissing
 from serving.store import open_database
 from serving.store.schema import CURRENT, REVISIONS
@@ -31,6 +31,7 @@ _BEGAN, _DONE = "began", "done"
 # The longest migration is far below this many statements: a guard against counting for ever.
 _MOST_STATEMENTS = 2000
 _NOTHING = "nothing"
+_OLDER: tuple[str, ...] = REVISIONS[:-1]
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def take_back(home: Path) -> None:
 
 WAYS = (
     _Way("creation", _NOTHING, CURRENT, first_start),
-    *(_Way(f"migration from {each}", each, CURRENT, first_start) for each in REVISIONS[:-1]),
+    *(_Way(f"migration from {old}", old, CURRENT, first_start) for old in _OLDER),
     _Way("downgrade to none", CURRENT, _NOTHING, take_back),
 )
 
@@ -74,7 +75,7 @@ def kill_migrations(verdict: Verdict, rng: random.Random, kills: int) -> None:
 
 
 def work_once(way: _Way, home: Path, statement: int | None, connection: Connection) -> None:
-    """Do it; with `statement`, die right before that one, counted from 0, or right before the commit after the last."""
+    """Do it; with `statement`, die right before that one. Commits count as statements; the first is 0."""
     if statement is not None:
         _die_at(statement)
     connection.send((_BEGAN,))
@@ -83,7 +84,7 @@ def work_once(way: _Way, home: Path, statement: int | None, connection: Connecti
 
 
 def _die_at(statement: int) -> None:
-    """SIGKILL from inside, where no clock could aim: before the transaction's statement with this number."""
+    """SIGKILL from inside, where no clock could aim: before the statement or commit with this number."""
     counted = iter(range(_MOST_STATEMENTS))
 
     def count(*_: Any) -> None:
@@ -126,10 +127,9 @@ class _Trial:
     def kill_at_statement(self, way: _Way, number: int) -> None:
         home = self._home(way)
         victim = Victim(work_once, way, home, number)
-        is_done: list[bool] = []
         with ended_afterwards([victim]):
             # Its end, by its own hand, ends the reading too.
-            read_until([victim], lambda _, message: message[0] == _DONE and not is_done.append(True), _GUARD)
+            is_done = read_until([victim], lambda _, message: message[0] == _DONE, _GUARD)
         if not is_done:
             self._judge(way, home, f"at statement {number}")
 
@@ -202,7 +202,7 @@ def _await(victim: Victim, word: str) -> None:
 
     def heed(_: Victim, message: tuple[Any, ...]) -> bool:
         said.append(f"{message[0]} {message[1:]}" if message[0] == FAILED else message[0])
-        return message[0] == word
+        return bool(message[0] == word)
 
     if not read_until([victim], heed, _GUARD):
         raise NotInTime(f"'{word}' from a process that said {said}", _GUARD)

@@ -87,7 +87,8 @@ def read_until(victims: Sequence[Victim], heed: Callable[[Victim, Message], bool
         for ready in multiprocessing.connection.wait(open_ones, left):
             messages = by_connection[ready].said()
             # All of them, not only up to the first that counts: what was read is not there a second time.
-            if any([heed(by_connection[ready], each) for each in messages]):
+            heeded = [heed(by_connection[ready], each) for each in messages]
+            if any(heeded):
                 return True
             if not messages:  # the end of its pipe
                 del by_connection[ready]

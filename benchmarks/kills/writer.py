@@ -19,6 +19,7 @@ TOOK, WROTE, FENCED = "took", "wrote", "fenced"
 """First words of a holder's messages: (TOOK, token), (WROTE, token, revision, holder), (FENCED,)."""
 
 _ASK_EVERY = 0.01
+_MOST_BETWEEN_WRITES = 0.006
 
 
 def prepare_model(database: Database) -> None:
@@ -42,7 +43,7 @@ def prepare_model(database: Database) -> None:
 
 
 def hold_and_write(url: str, holder: str, connection: Connection) -> None:
-    """Wait for the lease, write as fast as it goes, renew in between; start again whenever the lease was lost."""
+    """Wait for the lease, write one split of the traffic after the other, renew in between; start again whenever the lease was lost."""
     database = open_database(url, TIMEOUT)
     while True:
         lease = take(database, holder)
@@ -67,7 +68,7 @@ def take(database: Database, holder: str) -> Lease | None:
 
 
 def write_for(seconds: float, database: Database, lease: Lease, connection: Connection) -> None:
-    """Write one random split of the traffic after the other, each acknowledged over the pipe once it is committed.
+    """Write random splits of the traffic, each acknowledged over the pipe once it is committed.
 
     Raises:
         FenceLost: the lease is another's by now, or nobody's.
@@ -80,6 +81,8 @@ def write_for(seconds: float, database: Database, lease: Lease, connection: Conn
         with database.writing() as session:
             revision = write_routes(session, lease, MODEL, routes, reason="contest", aliases=aliases)
         connection.send((WROTE, lease.token, revision, lease.holder))
+        # As a real holder does: or else it would stand inside a transaction whenever it is killed or frozen.
+        time.sleep(random.uniform(0, _MOST_BETWEEN_WRITES))
 
 
 def champion_of(weight_of_1: float) -> str:

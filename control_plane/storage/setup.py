@@ -78,9 +78,10 @@ def downgrade_database(url: str, timeout: float, revision: str) -> None:
 def prepare_database(url: str, timeout: float, *, embedded_in: Path | None) -> None:
     """What `switchyard up` does with the database before it starts anything on it.
 
-    The embedded one, in the data folder `embedded_in`, is created on the very first start and upgraded on later ones.
-    Where it should exist and does not, nothing is created: an empty database would look like a system that serves no
-    model. One given by address is never touched, only looked at: others may be working on it.
+    The embedded one, in the data folder `embedded_in`, is created on the first start that gets that far, also where an
+    earlier one was killed half-way, and upgraded on later ones. Where it should exist and does not, nothing is created:
+    an empty database would look like a system that serves no model. One given by address is never touched, only looked
+    at: others may be working on it.
 
     Raises:
         DatabaseUnavailable: it cannot be used as it is.
@@ -93,12 +94,12 @@ def prepare_database(url: str, timeout: float, *, embedded_in: Path | None) -> N
             database.close()
         return
     mark = embedded_in / "installation.json"
-    if mark.exists() or (embedded_in / "switchyard.db").exists():
+    if mark.exists():
         upgrade_database(url, timeout)
-    else:
-        create_database(url, timeout)
-    if not mark.exists():
-        mark.write_text(json.dumps({"created_at": datetime.now(UTC).isoformat(), "schema": CURRENT}) + "\n")
+        return
+    # The file alone says nothing: a start that was killed while it created the database leaves an empty one.
+    create_database(url, timeout)
+    mark.write_text(json.dumps({"created_at": datetime.now(UTC).isoformat(), "schema": CURRENT}) + "\n")
 
 
 def _refuse_newer(database: Database) -> None:

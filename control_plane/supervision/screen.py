@@ -1,5 +1,9 @@
 """What a person at the terminal sees: a calm list while everything starts, then one table, then single lines."""
 
+import os
+import shlex
+import shutil
+import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -9,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from control_plane.settings import load_settings
 from control_plane.supervision.child import Child, State
 
 _STYLES = {State.WAITING: "dim", State.STARTING: "yellow", State.READY: "green", State.DOWN: "red"}
@@ -45,7 +50,8 @@ class Screen:
         self._is_up = True
         self._close_list()
         self._try(lambda: self._console.print(_addresses(children)))
-        self._say(f"Logs: {self._log_folder} (read them with: switchyard logs --follow)")
+        self._say(f"Logs: {self._log_folder}")
+        self._say(f"Read them with: {_logs_command(self._log_folder.parent)}")
         self._say("Ctrl-C ends everything.")
 
     def ending(self, count: int) -> None:
@@ -86,6 +92,13 @@ def _addresses(children: Sequence[Child]) -> Table:
         # Addresses are copied by hand and by tools: never cut one.
         table.add_row(spec.title, Text(spec.address or "-", no_wrap=True), spec.purpose, f"{child.seconds:.1f} s")
     return table
+
+
+def _logs_command(home: Path) -> str:
+    """What to type in this shell: the command may not be on the PATH, and the folder may not be the configured one."""
+    command = "switchyard" if shutil.which("switchyard") else os.path.relpath(sys.argv[0])
+    folder = "" if load_settings().home == home else f"SWITCHYARD_DATA_FOLDER={shlex.quote(str(home))} "
+    return f"{folder}{command} logs --follow"
 
 
 def _clock() -> str:

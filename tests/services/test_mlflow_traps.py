@@ -128,8 +128,7 @@ def test_a_damaged_pickle_loads_without_complaint_and_is_refused_by_us(
     """Only the digest tells a damaged forest from a whole one."""
     features, labels = make_classification(200, random_state=0)
     forest = RandomForestClassifier(3, random_state=0).fit(features, labels)
-    mlflow.set_tracking_uri(person.uri)
-    with mlflow.start_run():
+    with person.run():
         mlflow.sklearn.log_model(
             forest,
             name="model",
@@ -153,8 +152,7 @@ def test_trees_cannot_be_logged_in_the_default_format(person: Person) -> None:
     """MLflow's default format refuses forests: examples and docs must name the format, and this says when they need not."""
     features, labels = make_classification(50, random_state=0)
     forest = RandomForestClassifier(2, random_state=0).fit(features, labels)
-    mlflow.set_tracking_uri(person.uri)
-    with mlflow.start_run(), pytest.raises(MlflowException, match="untrusted types"):
+    with person.run(), pytest.raises(MlflowException, match="untrusted types"):
         mlflow.sklearn.log_model(forest, name="model", pip_requirements=["scikit-learn"])
 
 
@@ -166,6 +164,7 @@ def test_nothing_is_left_in_the_temporary_folder(
     room = tmp_path / "tmp"
     room.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(room))
+    mlflow.set_tracking_uri(person.uri)
     mlflow.sklearn.load_model(f"models:/{person.model_id}/{version}")
     assert list(room.iterdir())  # the trap
     before = sorted(room.iterdir())

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -120,43 +120,59 @@ def _who_has_open(file: Path) -> str:
 
 
 def _servers(settings: Settings, services: Services) -> Iterator[Finding]:
-    """Those of this stack, or, when it is not running, whether it could start."""
+    """Those of the running stack where it listens, whatever this shell's settings say; else whether it could start."""
     state = read_state(settings.home)
-    running = state is not None and state.is_alive
-    if not running:
+    running = {part.name: part.address for part in state.parts} if state and state.is_alive else None
+    if running is None:
         yield _ports(settings)
-    checks: list[tuple[str, bool, Callable[[], str]]] = [
-        (
-            "registry",
-            settings.mlflow_tracking_uri is None,
-            lambda: f"MLflow {services.registry.ping()} at {services.registry.address}",
-        ),
-        ("Prefect", settings.prefect_api_url is None, lambda: _ask(f"{settings.resolved_prefect_api_url}/health")),
-        ("data plane", True, lambda: _ask(f"{settings.data_plane_url}/health/ready")),
-        ("control plane", True, lambda: _ask(f"{settings.control_plane_url}/health/ready")),
-    ]
-    for subject, is_ours, check in checks:
-        if is_ours and not running:
+    else:
+        yield _same_settings(settings, running)
+    for subject, name, outside, path in (
+        ("Prefect", "prefect", settings.prefect_api_url, "/api/health"),
+        ("data plane", "data-plane", None, "/health/ready"),
+        ("control plane", "control-plane", None, "/health/ready"),
+    ):
+        if outside:
+            yield _server(subject, f"{outside}/health")
+        elif running is None:
             yield Finding(subject, "note", "not running", "Start it: switchyard up")
         else:
-            yield _server(subject, check)
+            yield _server(subject, f"{running.get(name)}{path}")
+    yield _registry(services, (running or {}).get("mlflow"), is_running=running is not None)
 
 
-def _server(subject: str, check: Callable[[], str]) -> Finding:
+def _same_settings(settings: Settings, running: dict[str, str | None]) -> Finding:
+    """A shell without the variables that the stack was started with asks at the wrong ports, and wonders."""
+    elsewhere = [
+        f"{spec.title} at {running[spec.name]} and not {spec.address}"
+        for spec in stack(settings)
+        if spec.name in running and running[spec.name] != spec.address
+    ]
+    if elsewhere:
+        advice = "Give this shell the settings that 'switchyard up' was started with, or put them into .env."
+        return Finding("settings", "wrong", "the running stack has other settings: " + ", ".join(elsewhere), advice)
+    return Finding("settings", "ok", "those of the running stack")
+
+
+def _registry(services: Services, address: str | None, *, is_running: bool) -> Finding:
+    if services.settings.mlflow_tracking_uri is None and not is_running:
+        return Finding("registry", "note", "not running", "Start it: switchyard up")
+    registry = services.registry if address is None else services.registry_at(address)
     try:
-        return Finding(subject, "ok", check())
+        return Finding("registry", "ok", f"MLflow {registry.ping()} at {registry.address}")
     except SwitchyardError as error:
-        return _wrong(subject, error)
-    except httpx.HTTPStatusError as error:
-        found = f"{error.request.url} answers {error.response.status_code}: {error.response.text[:300]}"
-        return Finding(subject, "wrong", found, "Its log says why: switchyard logs")
+        return _wrong("registry", error)
+
+
+def _server(subject: str, url: str) -> Finding:
+    look = "Its log says why: switchyard logs"
+    try:
+        answer = httpx.get(url, timeout=5)
     except httpx.HTTPError as error:
-        return Finding(subject, "wrong", f"does not answer: {error}", "Its log says why: switchyard logs")
-
-
-def _ask(url: str) -> str:
-    httpx.get(url, timeout=5).raise_for_status()
-    return f"answers at {url}"
+        return Finding(subject, "wrong", f"does not answer at {url}: {error}", look)
+    if answer.status_code != 200:
+        return Finding(subject, "wrong", f"{url} answers {answer.status_code}: {answer.text[:300]}", look)
+    return Finding(subject, "ok", f"answers at {url}")
 
 
 def _ports(settings: Settings) -> Finding:

@@ -19,6 +19,10 @@ class Services:
     artifacts: ArtifactStore
     versions: VersionManager
 
+    def registry_at(self, uri: str) -> Registry:
+        """A registry at another address, asked in the same way."""
+        return _registry(self.settings, uri)
+
     def close(self) -> None:
         """Give back connections."""
         self.database.close()
@@ -31,8 +35,10 @@ def build_services(settings: Settings) -> Services:
         DatabaseUnreachable: the database's address is not one. Whether it answers shows at first use.
     """
     database = open_database(settings.resolved_database_url, settings.database_timeout)
-    registry = MlflowRegistry(
-        settings.resolved_mlflow_uri, timeout=settings.registry_timeout, retries=settings.registry_retries
-    )
+    registry = _registry(settings, settings.resolved_mlflow_uri)
     artifacts = ArtifactStore(settings.resolved_artifact_folder)
     return Services(settings, database, registry, artifacts, VersionManager(database, registry, artifacts))
+
+
+def _registry(settings: Settings, uri: str) -> MlflowRegistry:
+    return MlflowRegistry(uri, timeout=settings.registry_timeout, retries=settings.registry_retries)

@@ -114,7 +114,8 @@ def prepare_folders(home: Path) -> None:
     """
     for folder in (home, *(home / name for name in ("run", "logs", "prefect", "mlflow"))):
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            # Ours alone when we make it: feature values will be in it. Who shares the folder has made it himself.
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             trial = folder / f".written-by-{os.getpid()}"
             trial.write_bytes(b"ok")
             trial.unlink()

@@ -178,6 +178,19 @@ def test_doctor_finds_a_running_house_well(stack: Stack) -> None:
     assert {each["status"] for each in findings.values()} == {"ok"}
 
 
+def test_doctor_in_a_shell_with_other_settings_says_so(stack: Stack) -> None:
+    """The next day's terminal lacks the variables of the first; the ports seem dead, and nothing is."""
+    folder = {"SWITCHYARD_DATA_FOLDER": str(stack.home)}
+    environment = {
+        name: value for name, value in stack.environment.items() if not name.startswith("SWITCHYARD_")
+    } | folder
+    ran = subprocess.run(stack.run("doctor", "--json"), env=environment, capture_output=True, text=True, timeout=120)
+    findings = {each["subject"]: each for each in json.loads(ran.stdout)}
+    assert ran.returncode == 1
+    assert f"data plane at {stack.data_plane} and not http://127.0.0.1:8000" in findings["settings"]["found"]
+    assert {each["status"] for subject, each in findings.items() if subject != "settings"} == {"ok"}
+
+
 def test_logs_are_json_by_part_and_readable_by_command(stack: Stack) -> None:
     """Everything that happened, in one stream, each line with its part."""
     identifier = "5f0c1a52-9d55-4b43-8a3d-0d6a6e0a7b11"

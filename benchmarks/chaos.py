@@ -44,7 +44,7 @@ class Item:
 
 ITEMS = {
     1: Item("Every part is killed under light load", kill_parts, 1),
-    2: Item("The supervisor is killed, alone and with its guardian", kill_supervisors, 1),
+    2: Item("The supervisor is killed: in a first start, when all is up, and with its guardian", kill_supervisors, 1),
     3: Item("Holders of a lease are killed while they write routes", kill_route_writers, 60),
     4: Item("Processes are killed while they keep and discard artifacts", kill_puts, 60),
     5: Item("Creation and migration of the database are killed", kill_migrations, 20),

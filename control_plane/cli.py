@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from control_plane.errors import SettingsInvalid
@@ -39,10 +41,11 @@ def main() -> None:
 
     Status: 0 it worked, 1 it did not, 2 settings or arguments are wrong.
     """
+    _reach_ourselves_directly()
     try:
         status = app(standalone_mode=False)
     except SwitchyardError as error:
-        Console(stderr=True).print(f"[red]{type(error).__name__}[/]:", error.detail, markup=True, soft_wrap=True)
+        Console(stderr=True).print(f"[red]{type(error).__name__}[/]:", escape(error.detail), soft_wrap=True)
         sys.exit(2 if isinstance(error, SettingsInvalid) else 1)
     except typer.Abort:
         sys.exit(130)
@@ -53,6 +56,12 @@ def main() -> None:
         show()
         sys.exit(getattr(error, "exit_code", 2))
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _reach_ourselves_directly() -> None:
+    """For us and all we start: a proxy cannot reach this machine's own servers, and every HTTP client obeys HTTP_PROXY."""
+    names = [os.environ.get("no_proxy", ""), os.environ.get("NO_PROXY", ""), "localhost,127.0.0.1,::1"]
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, names))
 
 
 @app.command()
@@ -110,7 +119,9 @@ def doctor(as_json: AsJson = False) -> int:  # noqa: FBT002
         table = Table("", "what", "found", box=None, padding=(0, 2, 0, 0))
         for each in findings:
             table.add_row(
-                _MARKS[each.status], each.subject, each.found + (f"\n[dim]{each.advice}[/]" if each.advice else "")
+                _MARKS[each.status],
+                each.subject,
+                escape(each.found) + (f"\n[dim]{escape(each.advice)}[/]" if each.advice else ""),
             )
         console.print(table)
     return int(any(each.status == "wrong" for each in findings))
@@ -125,8 +136,8 @@ def settings(as_json: AsJson = False) -> None:  # noqa: FBT002
         return
     table = Table("setting", "value", "from", "for", show_lines=False, box=None, padding=(0, 2, 0, 0))
     for row in rows:
-        origin = row.origin if row.origin == "default" else f"[bold]{row.origin}[/]"
-        table.add_row(row.variable, row.value or "-", origin, f"[dim]{row.description}[/]")
+        origin = row.origin if row.origin == "default" else f"[bold]{escape(row.origin)}[/]"
+        table.add_row(row.variable, escape(row.value) or "-", origin, f"[dim]{escape(row.description)}[/]")
     console.print(table)
 
 
@@ -175,7 +186,7 @@ def _print_database(loaded: Settings) -> None:
 
     with closing(open_database(loaded.resolved_database_url, loaded.database_timeout)) as database:
         database.check()
-        console.print(f"{database.name}: schema {database.schema}, up to date.", soft_wrap=True)
+        console.print(f"{database.name}: schema {database.schema}, up to date.", soft_wrap=True, markup=False)
 
 
 def _prepare(loaded: Settings) -> Callable[[], None]:

@@ -1,6 +1,7 @@
 """All settings of Switchyard: one prefix, one `.env`, each told with where its value comes from."""
 
 import difflib
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -83,7 +84,8 @@ class Settings(ServingSettings):
     @property
     def reachable_host(self) -> str:
         """An address of this machine on which what binds to `host` answers."""
-        return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)  # noqa: S104 (read, not bound)
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 (read, not bound)
+        return f"[{host}]" if ":" in host else host
 
 
 @dataclass(frozen=True)
@@ -121,18 +123,26 @@ def explain_settings(settings: Settings) -> list[SettingRow]:
 
 
 def environment_of(settings: Settings) -> dict[str, str]:
-    """The settings as variables for a child process, so that it sees what we saw, wherever it runs."""
+    """The settings as variables for a child process, so that it sees what we saw, wherever it runs.
+
+    What was left to its default is passed resolved: left out, the child would take it from its own environment or
+    `.env`, and the demo's processes would work on the user's own database, registry and artifacts.
+    """
+    resolved = {
+        "database_url": settings.resolved_database_url,
+        "artifact_folder": settings.resolved_artifact_folder,
+        "mlflow_tracking_uri": settings.resolved_mlflow_uri,
+        "prefect_api_url": settings.resolved_prefect_api_url,
+    }
     variables = {}
     for name in Settings.model_fields:
-        value = getattr(settings, name)
+        value = resolved.get(name, getattr(settings, name))
         if value is None:
             continue
-        if name == "database_url":
-            variables[_variable(name)] = settings.resolved_database_url
-        elif isinstance(value, SecretStr):
+        if isinstance(value, SecretStr):
             variables[_variable(name)] = value.get_secret_value()
         elif isinstance(value, list):
-            variables[_variable(name)] = "[" + ",".join(f'"{each}"' for each in value) + "]"
+            variables[_variable(name)] = json.dumps(value)
         else:
             variables[_variable(name)] = str(value.expanduser().absolute() if isinstance(value, Path) else value)
     return variables
@@ -151,13 +161,20 @@ def _given() -> dict[str, tuple[str, str]]:
     sources: list[tuple[str, Mapping[str, str | None]]] = []
     env_file = Path(".env")
     if env_file.is_file():
-        sources.append((str(env_file.absolute()), dotenv_values(env_file)))
+        try:
+            sources.append((str(env_file.absolute()), dotenv_values(env_file)))
+        except (OSError, UnicodeDecodeError) as error:
+            problem = SettingProblem(
+                ".env", str(env_file.absolute()), None, f"cannot be read ({error})", "it must be UTF-8"
+            )
+            raise SettingsInvalid([problem]) from error
     sources.append(("environment", os.environ))
     return {
         name.upper(): (value or "", origin)
         for origin, values in sources
         for name, value in values.items()
-        if name.upper().startswith(PREFIX)
+        # An empty value of a setting that exists counts as not given, for pydantic too (`env_ignore_empty`).
+        if name.upper().startswith(PREFIX) and (value or not _is_known(name.upper()))
     }
 
 
@@ -167,7 +184,7 @@ def _row(settings: Settings, name: str, field: FieldInfo) -> SettingRow:
         revealed = mask(value.get_secret_value())
         shown = revealed if "://" in revealed else "***"
     else:
-        shown = "" if value is None else str(value)
+        shown = "" if value is None else mask(str(value))
     _, origin = _given().get(_variable(name), ("", "default"))
     return SettingRow(_variable(name), shown, origin, field.description or "")
 

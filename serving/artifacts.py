@@ -163,8 +163,9 @@ class ArtifactStore:
         try:
             incoming.rename(home)
         except OSError:
-            if not home.is_dir():  # else somebody else kept the same bytes meanwhile: theirs are as good as ours
+            if not home.is_dir():  # else the same bytes are kept already: those are as good as ours
                 raise
+            os.utime(home)  # about to be recorded, and so not to be discarded as long unused
         return Artifact(digest, home / "content", sum(entry.size for entry in entries))
 
     def _is_whole(self, digest: str) -> bool:

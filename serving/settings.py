@@ -12,7 +12,12 @@ class ServingSettings(BaseSettings):
     """What `python -m serving` needs. Each field is `SWITCHYARD_<NAME>` in the environment or in `.env`."""
 
     model_config = SettingsConfigDict(
-        env_prefix="SWITCHYARD_", env_file=".env", extra="ignore", frozen=True, validate_default=True
+        env_prefix="SWITCHYARD_",
+        env_file=".env",
+        env_ignore_empty=True,  # an empty host would mean every address of this machine
+        extra="ignore",
+        frozen=True,
+        validate_default=True,
     )
 
     data_folder: Path = Field(

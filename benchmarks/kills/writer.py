@@ -74,15 +74,18 @@ def write_for(seconds: float, database: Database, lease: Lease, connection: Conn
         FenceLost: the lease is another's by now, or nobody's.
     """
     until = time.monotonic() + seconds
-    while time.monotonic() < until:
+    while True:
+        # As a real holder does: or else it would stand inside a transaction whenever it is killed or frozen.
+        time.sleep(random.uniform(0, _MOST_BETWEEN_WRITES))
         weight = random.randrange(101) / 100
         routes = [Route("1", weight), Route("2", 1 - weight)]
         aliases = {"champion": champion_of(weight)}
         with database.writing() as session:
             revision = write_routes(session, lease, MODEL, routes, reason="contest", aliases=aliases)
         connection.send((WROTE, lease.token, revision, lease.holder))
-        # As a real holder does: or else it would stand inside a transaction whenever it is killed or frozen.
-        time.sleep(random.uniform(0, _MOST_BETWEEN_WRITES))
+        # After the write, not before: whoever was frozen in the pause shall try to write, and be refused.
+        if time.monotonic() > until:
+            return
 
 
 def champion_of(weight_of_1: float) -> str:

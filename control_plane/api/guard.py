@@ -79,7 +79,7 @@ def why_refused(
     if _host_name(host) not in hosts:
         return ForeignHost(host)
     origin = headers.get("origin")
-    if origin is not None and origin.lower() not in origins and urlsplit(origin).netloc.lower() != host.lower():
+    if origin is not None and origin.lower() not in origins and _place(origin) != host.lower():
         return ForeignOrigin(origin)
     if method not in _READS and _media_type(headers) != "application/json":
         return WrongContentType(headers.get("content-type", ""))
@@ -91,6 +91,14 @@ def _host_name(host: str) -> str:
         return (urlsplit(f"//{host}").hostname or "").lower()
     except ValueError:
         return ""
+
+
+def _place(origin: str) -> str | None:
+    """Host and port of an origin; None where it is no address at all."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def _media_type(headers: Headers) -> str:

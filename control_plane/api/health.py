@@ -37,8 +37,9 @@ class Readiness(BaseModel):
 
 @router.get("/health/live", summary="Does the process answer?")
 @router.head("/health/live", include_in_schema=False)
-def live() -> Live:
+async def live() -> Live:
     """Always 200 while the process can answer at all."""
+    # Not in a thread: a registry that hangs keeps every thread of the pool waiting.
     return Live()
 
 

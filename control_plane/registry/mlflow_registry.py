@@ -24,7 +24,9 @@ from mlflow.models import Model
 
 from control_plane.errors import RegistryRefused, RegistryUnreachable, VersionLost
 from control_plane.registry.gateway import RegistryVersion, VersionFacts
-from serving.logs import mask
+from serving.logs import logger, mask
+
+log = logger(__name__)
 
 _MISSING = "RESOURCE_DOES_NOT_EXIST"
 _PAGE = 500
@@ -83,7 +85,7 @@ class MlflowRegistry:
             found, token = [], None
             while True:
                 page = self._client.search_model_versions(_named(model_id), max_results=_PAGE, page_token=token)
-                found += [_version(each) for each in page]
+                found += [_version(each) for each in page if each.name == model_id]
                 token = page.token
                 if not token:
                     break
@@ -111,9 +113,9 @@ class MlflowRegistry:
         with self._answering():
             of_run, created_by = self._run_facts(version)
             metrics = _merged(of_run, self._model_metrics(version))
-            signature, size_bytes = self._describe(version)
-            lost = signature is None and size_bytes is None
-            return VersionFacts(metrics, signature, size_bytes, created_by, lost)
+            described = self._describe(version)
+            signature, size_bytes = described or (None, None)
+            return VersionFacts(metrics, signature, size_bytes, created_by, lost=described is None)
 
     def download(self, version: RegistryVersion, folder: Path) -> None:
         """Put the version's files into an empty folder, leaving nothing anywhere else."""
@@ -205,16 +207,26 @@ class MlflowRegistry:
             return {}
         return {metric.key: metric.value for metric in found}
 
-    def _describe(self, version: RegistryVersion) -> tuple[dict[str, Any] | None, int | None]:
-        """Signature and size from the MLmodel file. Files under one identity never change, so they are read once."""
+    def _describe(self, version: RegistryVersion) -> tuple[dict[str, Any] | None, int | None] | None:
+        """Signature and size from the MLmodel file, None where it is gone.
+
+        Files under one identity never change, so they are read once.
+        """
         if version.identity in self._described:
             return self._described[version.identity]
         with tempfile.TemporaryDirectory() as room:
             try:
-                found = describe_model(self._fetch(version, "/MLmodel", Path(room)))
+                file = self._fetch(version, "/MLmodel", Path(room))
             except (MlflowException, OSError) as error:
                 _raise_if_unreachable(error)
-                return None, None
+                return None
+            try:
+                found = describe_model(file)
+            except Exception as error:  # noqa: BLE001 (anybody may register any file: it must not hide the others)
+                log.warning(
+                    "MLmodel cannot be read", model_id=version.model_id, version=version.version, error=repr(error)
+                )
+                found = None, None
         if len(self._described) < _REMEMBERED:
             self._described[version.identity] = found
         return found

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from control_plane.errors import RegistryError, RegistryUnreachable
 from control_plane.registry.gateway import Registry
-from control_plane.storage.aliases import confirm_alias, fail_alias, pending_aliases, settled_aliases
+from control_plane.storage.aliases import confirm_alias, doubt_alias, fail_alias, pending_aliases, settled_aliases
 from control_plane.storage.tables import AliasProjectionRow
 from serving.logs import logger
 from serving.store import Database
@@ -64,7 +64,10 @@ def _project(database: Database, registry: Registry, row: AliasProjectionRow) ->
             fail_alias(session, row, error.detail)
         return False
     with database.writing() as session:
-        return confirm_alias(session, row)
+        if confirm_alias(session, row):
+            return True
+        doubt_alias(session, row)
+        return False
 
 
 def _write(registry: Registry, row: AliasProjectionRow) -> None:

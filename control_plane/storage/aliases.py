@@ -47,6 +47,12 @@ def confirm_alias(session: Session, row: AliasProjectionRow) -> bool:
     return _amend(session, row, written=row.wanted, written_at=datetime.now(UTC), pending=False, problem=None)
 
 
+def doubt_alias(session: Session, row: AliasProjectionRow) -> None:
+    """Something newer was wanted while `row` was written: it may have been shown already, and we have just undone it."""
+    which = (col(AliasProjectionRow.model_id) == row.model_id) & (col(AliasProjectionRow.alias) == row.alias)
+    session.connection().execute(update(AliasProjectionRow).where(which).values(pending=True))
+
+
 def fail_alias(session: Session, row: AliasProjectionRow, problem: str) -> bool:
     """Record an attempt that did not work; it stays pending."""
     return _amend(session, row, attempts=row.attempts + 1, problem=problem)

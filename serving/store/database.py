@@ -24,6 +24,7 @@ from serving.errors import (
     SchemaNewer,
     SchemaOlder,
 )
+from serving.logs import mask
 from serving.store.schema import CURRENT, REVISIONS
 
 # PostgreSQL: lock_not_available, deadlock_detected, read_only_sql_transaction.
@@ -37,12 +38,12 @@ class Database:
     url: URL
     timeout: float
     engine: Engine = field(repr=False)
-    _seen: dict[str, int] = field(default_factory=dict, repr=False, compare=False)  # inode; whether the schema is ours
+    _seen: dict[str, int] = field(default_factory=dict, repr=False, compare=False)  # inode
 
     @property
     def name(self) -> str:
         """What to call it in messages: the file, or the address without its password."""
-        return str(self.file) if self.file else self.url.render_as_string(hide_password=True)
+        return str(self.file) if self.file else mask(self.url.render_as_string(hide_password=True))
 
     @property
     def file(self) -> Path | None:
@@ -60,7 +61,6 @@ class Database:
             DatabaseUnavailable: the database cannot be used; nothing was changed.
         """
         with self._session(read_only=False) as session:
-            session.connection()  # begins here, not at the first statement
             yield session
             session.commit()
 
@@ -78,10 +78,10 @@ class Database:
     def _session(self, *, read_only: bool) -> Iterator[Session]:
         with self.translated():
             self._require_file()
-            if not self._seen.get("current"):
-                self.check()
             engine = self.engine.execution_options(read_only=read_only)
             with Session(engine, expire_on_commit=False) as session:
+                # In this very transaction: another host may have upgraded the database since the last one.
+                self._require_current(read_schema(session.connection()))
                 yield session
 
     @contextmanager
@@ -105,11 +105,7 @@ class Database:
         Raises:
             DatabaseUnavailable: and which, says its subclass.
         """
-        found = self.schema
-        if found != CURRENT:
-            self._seen.pop("current", None)
-            raise self._wrong_schema(found)
-        self._seen["current"] = True
+        self._require_current(self.schema)
 
     @property
     def schema(self) -> str | None:
@@ -127,12 +123,11 @@ class Database:
         """Close every pooled connection."""
         self.engine.dispose()
 
-    def _wrong_schema(self, found: str | None) -> DatabaseUnavailable:
+    def _require_current(self, found: str | None) -> None:
         if found is None:
-            return DatabaseEmpty(self.name)
-        if found in REVISIONS:
-            return SchemaOlder(self.name, found, CURRENT)
-        return SchemaNewer(self.name, found, CURRENT)
+            raise DatabaseEmpty(self.name)
+        if found != CURRENT:
+            raise (SchemaOlder if found in REVISIONS else SchemaNewer)(self.name, found, CURRENT)
 
     def _require_file(self) -> None:
         """SQLite would go on writing into a file that was deleted or replaced under an open connection.
@@ -182,13 +177,13 @@ def parse_url(url: str) -> URL:
     expected = "expected sqlite:////absolute/file.db or postgresql://user:password@host/name"
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
-        raise DatabaseUnreachable("(not an address)", expected) from error
+    except (ArgumentError, ValueError):  # ValueError: a port that is no number, as of a password with @ or /
+        raise DatabaseUnreachable("(not an address)", f"{expected}, with @ : / in a password as %40 %3A %2F") from None
     if parsed.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
         return parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername == "sqlite" and parsed.database and parsed.database != ":memory:":
         return parsed
-    raise DatabaseUnreachable(parsed.render_as_string(hide_password=True), expected)
+    raise DatabaseUnreachable(mask(parsed.render_as_string(hide_password=True)), expected)
 
 
 def read_schema(connection: Connection) -> str | None:

@@ -1,6 +1,7 @@
 """The command line: what a user types when nothing runs, and what it says when something is wrong."""
 
 import json
+import socket
 import sqlite3
 import subprocess
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from control_plane.storage.setup import create_database
-from tests.processes import BIN, clean_environment, free_port
+from tests.processes import BIN, PYTHON, answers, clean_environment, free_port, running, wait_until
 
 
 def switchyard(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
@@ -156,3 +157,28 @@ def test_logs_of_nothing_and_of_no_such_part() -> None:
     """A typo is named; no logs yet is no error."""
     refused(switchyard("logs", "dataplane"), 1, "UnknownPart", "data-plane")
     assert switchyard("logs").returncode == 0
+
+
+def test_a_proxy_is_not_asked_for_our_own_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In many companies HTTP_PROXY is set for everybody: the flow runner died of it, and with it every start."""
+    with (
+        socket.socket() as closed,
+        running([PYTHON, "-m", "http.server", str(port := free_port()), "--bind", "127.0.0.1"], log=Path("server.txt")),
+    ):
+        closed.bind(("127.0.0.1", 0))
+        wait_until(lambda: answers(f"http://127.0.0.1:{port}/"), "a server", 30)
+        for name in ("HTTP_PROXY", "http_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{closed.getsockname()[1]}")
+        ran = switchyard("doctor", "--json", prefect_api_url=f"http://127.0.0.1:{port}")
+    found = {each["subject"]: each["found"] for each in json.loads(ran.stdout)}["Prefect"]
+    assert "answers 404" in found  # itself, not the proxy
+
+
+@pytest.mark.parametrize("folder", ["[bold]x", "[", "[/]"])
+def test_brackets_in_names_are_shown_as_they_are(folder: str) -> None:
+    """They are markup to the library that prints: a folder's name was cut, or ended in a traceback."""
+    home = Path(folder).absolute()
+    refused(switchyard("database", "status", data_folder=str(home)), 1, f"{home}/switchyard.db")
+    ran = switchyard("doctor", data_folder=str(home))
+    assert f"{home}" in ran.stdout, ran.stdout + ran.stderr
+    assert str(home) in switchyard("settings", data_folder=str(home)).stdout

@@ -1,10 +1,13 @@
 """The control plane's HTTP face: answers, errors in one shape, and no way in for a web page."""
 
 import json
+import threading
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 from sqlalchemy import text
 from starlette.testclient import TestClient
@@ -159,9 +162,9 @@ def test_a_newer_schema_is_refused_in_the_middle_of_things(client: TestClient, s
     """Another host upgraded the shared database: stop, say so, change nothing."""
     with services.database.writing() as session:
         session.connection().execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    assert client.get("/health/ready").status_code == 503
-    answer = client.get("/ml/models")
+    answer = client.get("/ml/models")  # without a health check before it
     assert (answer.status_code, answer.json()["error"]) == (503, "SchemaNewer")
+    assert client.get("/health/ready").status_code == 503
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8080", "127.0.0.1.evil.example", "", "[::1"])
@@ -179,7 +182,8 @@ def test_local_hosts_are_answered(client: TestClient, host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "origin", ["http://evil.example", "null", "http://127.0.0.1:9999", "https://127.0.0.1.evil.example"]
+    "origin",
+    ["http://evil.example", "null", "http://127.0.0.1:9999", "https://127.0.0.1.evil.example", "http://["],
 )
 def test_foreign_origins_are_refused(client: TestClient, origin: str) -> None:
     """Another page on this very machine is foreign too: its port differs."""
@@ -330,3 +334,29 @@ def test_the_guard_answers_nothing_before_it_has_looked() -> None:
 
     everything_wrong = Headers({"host": "evil", "origin": "http://evil2", "content-type": "text/plain"})
     assert isinstance(why_refused("POST", everything_wrong, {"localhost"}, set()), ours.ForeignHost)
+
+
+def test_it_lives_while_every_thread_waits_for_the_registry(client: TestClient, registry: FakeRegistry) -> None:
+    """A registry that hangs must not get the control plane killed by whoever probes its liveness."""
+    release, waiting = threading.Event(), threading.Semaphore(0)
+
+    def hang() -> list[str]:
+        waiting.release()
+        release.wait(60)
+        return []
+
+    registry.models = hang  # type: ignore[method-assign]
+    with ThreadPoolExecutor(60) as callers:
+        answers = [callers.submit(client.get, "/ml/models") for _ in range(60)]
+        try:
+            for _ in range(40):  # as many threads as there are
+                assert waiting.acquire(timeout=30)
+            assert callers_live(client).result(10).status_code == 200
+        finally:
+            release.set()
+        assert {each.result(60).status_code for each in answers} == {200}
+
+
+def callers_live(client: TestClient) -> "Future[httpx.Response]":
+    """A probe in a thread of its own, so that one that hangs fails the test instead of hanging it."""
+    return ThreadPoolExecutor(1).submit(client.get, "/health/live")

@@ -288,3 +288,25 @@ def test_read_only_file_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(DatabaseReadOnly, match="cannot be written to"):
         write_read_only()
     database.close()
+
+
+def test_a_schema_that_becomes_newer_is_noticed_by_the_next_transaction(database: Database, database_url: str) -> None:
+    """Another host upgrades the shared database: processes of the older version must stop by themselves, unasked."""
+    with database.writing():
+        pass
+    other = open_database(database_url, timeout=5)
+    with other.writing() as session:
+        session.connection().execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    other.close()
+    with pytest.raises(SchemaNewer), database.writing():
+        pass
+    with pytest.raises(SchemaNewer), database.reading():
+        pass
+
+
+@pytest.mark.parametrize("url", ["postgresql://u:p@ss:hunter2/x@h/db", "mysql://h/db?password=hunter2"])
+def test_a_password_that_breaks_the_address_is_not_shown(url: str) -> None:
+    """It ends in a traceback, or in a ticket."""
+    with pytest.raises(DatabaseUnreachable) as caught:
+        open_database(url, timeout=1)
+    assert "hunter2" not in caught.value.detail

@@ -236,3 +236,32 @@ def test_telemetry_is_off() -> None:
     environment = {name: value for name, value in clean_environment().items() if name not in ("CI", "DO_NOT_TRACK")}
     ran = subprocess.run([PYTHON, "-c", script], env=environment, capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert ran.stdout.strip() == "True", ran.stderr
+
+
+def test_a_name_that_mlflow_cannot_be_asked_for_does_not_bring_another_models_versions(
+    person: Person, registry: MlflowRegistry
+) -> None:
+    """MLflow's filter knows no escape: asked for a'b"c, it would answer for a'bc, and that would be prepared."""
+    other = f"{person.model_id}'bc"
+    person.client.create_registered_model(other)
+    person.client.create_model_version(other, "s3://bucket/model")
+    assert registry.versions(other.replace("'b", "'b\"")) is None
+
+
+def test_one_version_with_an_unreadable_file_does_not_hide_the_others(
+    person: Person, registry: MlflowRegistry, ours: Database, tmp_path: Path
+) -> None:
+    """Anybody may register any folder, and the list of all versions was an error 500 from then on."""
+    whole = person.register()
+    for text in ("{{{: [", "", "- a list", "\x00", "flavors: {}"):
+        (tmp_path / "MLmodel").write_text(text)
+        with person.run():
+            mlflow.log_artifact(str(tmp_path / "MLmodel"), "model")
+            run = mlflow.active_run()
+            assert run
+            person.client.create_model_version(person.model_id, f"{run.info.artifact_uri}/model", run.info.run_id)
+    manager = VersionManager(ours, registry, ArtifactStore(tmp_path / "artifacts"))
+    listed = manager.versions(person.model_id).items
+    assert len(listed) == 6
+    assert {each.state for each in listed} == {VersionState.REGISTERED}  # their files are there: they are not lost
+    assert [each.version for each in listed if each.signature] == [whole]

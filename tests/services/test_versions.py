@@ -323,3 +323,27 @@ def test_only_a_change_away_from_what_we_wrote_is_a_persons_move(
     assert manager.alias_moves() == [AliasMove("flights", "champion", ours="2", theirs="1")]
     registry.delete_alias("flights", "champion")
     assert manager.alias_moves() == [AliasMove("flights", "champion", ours="2", theirs=None)]
+
+
+def test_a_write_that_was_overtaken_is_made_good(
+    manager: VersionManager, registry: FakeRegistry, database: Database
+) -> None:
+    """The duty and housekeeping project at the same time: the slower one's old value must not stay in MLflow."""
+    registry.register("flights")
+    registry.register("flights")
+    set_alias = registry.set_alias
+
+    def overtaken(model_id: str, alias: str, version: str) -> None:
+        registry.set_alias = set_alias  # type: ignore[method-assign]
+        with database.writing() as session:
+            want_aliases(session, "flights", {"champion": "2"})
+        assert manager.project_aliases() == 1
+        set_alias(model_id, alias, version)
+
+    with database.writing() as session:
+        want_aliases(session, "flights", {"champion": "1"})
+    registry.set_alias = overtaken  # type: ignore[method-assign]
+    manager.project_aliases()
+    assert manager.alias_moves() == []  # nobody moved anything
+    manager.project_aliases()
+    assert registry.aliases("flights") == {"champion": "2"}

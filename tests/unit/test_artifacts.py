@@ -196,3 +196,11 @@ def test_every_byte_and_every_name_counts(
     name = flip.draw(st.sampled_from(sorted(files)))
     assert written([*((n, c) for n, c in files.items() if n != name), (name, files[name] + b"!")]) != digest
     assert written([*((n, c) for n, c in files.items() if n != name), (name + "x", files[name])]) != digest
+
+
+def test_keeping_the_same_bytes_again_makes_them_young(store: ArtifactStore) -> None:
+    """Long unused and now about to be recorded: housekeeping must not discard them in between."""
+    digest = store.put(lambda folder: (folder / "x").write_text("1")).digest
+    os.utime(store.root / "sha256" / digest, (0, 0))
+    store.put(lambda folder: (folder / "x").write_text("1"))
+    assert store.age(digest) < 60

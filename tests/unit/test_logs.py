@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -63,3 +64,17 @@ def test_passwords_in_addresses_never_show(user: str, password: str) -> None:
     """Whatever characters a password is made of."""
     shown = mask(f"cannot connect to postgresql://{user}:{password}@host:5432/name: refused")
     assert shown == f"cannot connect to postgresql://{user}:***@host:5432/name: refused"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("postgresql://u:p@ss@h/db", "postgresql://u:***@h/db"),
+        ("redis://:pw@h", "redis://:***@h"),
+        ("postgresql://h/db?user=u&password=pw", "postgresql://h/db?user=u&password=***"),
+        ("http://127.0.0.1:5000/models/flights@champion", "http://127.0.0.1:5000/models/flights@champion"),
+    ],
+)
+def test_other_forms_of_passwords_do_not_show_and_ports_do(text: str, shown: str) -> None:
+    """An @ inside a password left half of it readable."""
+    assert mask(text) == shown

@@ -117,3 +117,52 @@ def test_a_child_sees_what_its_parent_saw(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert seen.home == home
     assert seen.resolved_database_url == f"sqlite:///{tmp_path / 'y.db'}"
     assert (seen.allowed_hosts, seen.workers) == (["a", "b"], 5)
+
+
+def test_what_was_left_to_its_default_is_not_the_childs_to_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo's processes once worked on the user's own registry, database and artifacts, named in the environment."""
+    settings = Settings(data_folder=Path("demo"))
+    for name in ("DATABASE_URL", "MLFLOW_TRACKING_URI", "PREFECT_API_URL", "ARTIFACT_FOLDER"):
+        monkeypatch.setenv(f"SWITCHYARD_{name}", "http://the.users.own")
+    for name, value in environment_of(settings).items():
+        monkeypatch.setenv(name, value)
+    child = load_settings()
+    for name in (
+        "resolved_database_url",
+        "resolved_mlflow_uri",
+        "resolved_prefect_api_url",
+        "resolved_artifact_folder",
+    ):
+        assert getattr(child, name) == getattr(settings, name), name
+
+
+def test_an_empty_value_is_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty host would open every server to the network; an empty MLflow address would start none and use none."""
+    Path(".env").write_text("SWITCHYARD_HOST=\nSWITCHYARD_MLFLOW_TRACKING_URI=\n")
+    monkeypatch.setenv("SWITCHYARD_DATA_FOLDER", "")
+    settings = load_settings()
+    assert (settings.host, settings.mlflow_tracking_uri, settings.data_folder) == (
+        "127.0.0.1",
+        None,
+        Path(".switchyard"),
+    )
+    assert {row.origin for row in explain_settings(settings)} == {"default"}
+
+
+@pytest.mark.parametrize("host", ["::1", "::"])
+def test_an_ipv6_host_makes_addresses_that_can_be_asked(host: str) -> None:
+    """Without brackets no server would ever seem ready."""
+    assert Settings(host=host).control_plane_url == "http://[::1]:8080"
+
+
+def test_a_file_that_is_no_text_is_named() -> None:
+    """Saved by an editor that writes UTF-16."""
+    Path(".env").write_bytes(b"SWITCHYARD_WORKERS=\xff\xfe\n")
+    assert "UTF-8" in problems()
+
+
+def test_secrets_in_other_addresses_are_not_shown_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow and Prefect may stand behind a login, and a password may stand behind a question mark."""
+    monkeypatch.setenv("SWITCHYARD_MLFLOW_TRACKING_URI", "http://ada:hunter2@mlflow.example:5000")
+    monkeypatch.setenv("SWITCHYARD_DATABASE_URL", "postgresql://db/x?user=ada&password=hunter2")
+    assert "hunter" not in str(explain_settings(load_settings()))

@@ -135,6 +135,7 @@ def settings(as_json: AsJson = False) -> None:  # noqa: FBT002
         _print_json([dataclasses.asdict(each) for each in rows])
         return
     table = Table("setting", "value", "from", "for", show_lines=False, box=None, padding=(0, 2, 0, 0))
+    table.columns[0].no_wrap = True  # a name that is cut cannot be copied
     for row in rows:
         origin = row.origin if row.origin == "default" else f"[bold]{escape(row.origin)}[/]"
         table.add_row(row.variable, escape(row.value) or "-", origin, f"[dim]{escape(row.description)}[/]")

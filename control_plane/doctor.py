@@ -18,6 +18,10 @@ from control_plane.supervision.ports import check_ports
 from control_plane.supervision.processes import stack
 from control_plane.supervision.state import read_state
 from serving.errors import DatabaseLocked, SwitchyardError
+from serving.logs import mask
+
+# Above what a server of ours takes to find out that something it needs hangs.
+_SERVER_SECONDS = 15.0
 
 Status = Literal["ok", "note", "wrong"]
 
@@ -136,8 +140,8 @@ def _servers(settings: Settings, services: Services) -> Iterator[Finding]:
             yield _server(subject, f"{outside}/health")
         elif running is None:
             yield Finding(subject, "note", "not running", "Start it: switchyard up")
-        else:
-            yield _server(subject, f"{running.get(name)}{path}")
+        elif address := running.get(name):
+            yield _server(subject, f"{address}{path}")
     yield _registry(services, (running or {}).get("mlflow"), is_running=running is not None)
 
 
@@ -166,13 +170,14 @@ def _registry(services: Services, address: str | None, *, is_running: bool) -> F
 
 def _server(subject: str, url: str) -> Finding:
     look = "Its log says why: switchyard logs"
+    shown = mask(url)
     try:
-        answer = httpx.get(url, timeout=5)
+        answer = httpx.get(url, timeout=_SERVER_SECONDS)
     except httpx.HTTPError as error:
-        return Finding(subject, "wrong", f"does not answer at {url}: {error}", look)
+        return Finding(subject, "wrong", f"does not answer at {shown}: {error}", look)
     if answer.status_code != 200:
-        return Finding(subject, "wrong", f"{url} answers {answer.status_code}: {answer.text[:300]}", look)
-    return Finding(subject, "ok", f"answers at {url}")
+        return Finding(subject, "wrong", f"{shown} answers {answer.status_code}: {answer.text[:300]}", look)
+    return Finding(subject, "ok", f"answers at {shown}")
 
 
 def _ports(settings: Settings) -> Finding:

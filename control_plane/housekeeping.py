@@ -8,6 +8,7 @@ from sqlalchemy import text
 from sqlmodel import select
 
 from control_plane.services import Services
+from control_plane.storage.installation import read_installation
 from serving.errors import ArtifactError, SwitchyardError
 from serving.store import ModelVersionRow
 
@@ -36,13 +37,16 @@ def verify_kept_versions(services: Services) -> list[KeptState]:
 def discard_unused_artifacts(services: Services, older_than: float) -> int:
     """Remove half-made copies and folders that no recorded version uses, both at least `older_than` seconds old.
 
-    The age protects a copy that was just made and is about to be recorded.
+    The age protects a copy that was just made and is about to be recorded. Only what this installation alone kept is
+    removed: to a new database in place of a lost one, or to another that shares the folder, everything looks unused.
     """
     removed = services.artifacts.sweep(older_than)
     with services.database.reading() as session:
         used = set(session.exec(select(ModelVersionRow.digest)))
-    for digest in services.artifacts.digests():
-        if digest not in used and services.artifacts.age(digest) > older_than:
+        owner = read_installation(session)
+    unused = [digest for digest in services.artifacts.digests() if digest not in used]
+    for digest in unused:
+        if services.artifacts.is_only_of(digest, owner) and services.artifacts.age(digest) > older_than:
             services.artifacts.discard(digest)
             removed += 1
     return removed

@@ -2,6 +2,7 @@
 
     <root>/sha256/<digest>/content/...      the model's folder, read-only
     <root>/sha256/<digest>/manifest.json    each file with its size and sha256
+    <root>/sha256/<digest>/owners/<id>      one empty file for each installation that kept it
     <root>/incoming/<uuid>/                 a copy under way; never looked at by readers
 
 The digest of a folder is the sha256 of its manifest's files in canonical JSON, so it names every byte and every path.
@@ -49,8 +50,8 @@ class ArtifactStore:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def put(self, fill: Callable[[Path], object]) -> Artifact:
-        """Keep what `fill` writes into the empty folder it is given.
+    def put(self, fill: Callable[[Path], object], owner: str = "") -> Artifact:
+        """Keep what `fill` writes into the empty folder it is given, in the name of the installation `owner`.
 
         The folder appears under its digest whole or not at all, also after a kill at any moment.
 
@@ -63,7 +64,7 @@ class ArtifactStore:
             content = incoming / "content"
             content.mkdir(parents=True)
             fill(content)
-            return self._settle(incoming)
+            return self._owned(self._settle(incoming), owner)
         except OSError as error:
             problem = os.strerror(error.errno) if error.errno else str(error)
             raise ArtifactFolderNotWritable(str(self.root), problem) from error
@@ -106,6 +107,11 @@ class ArtifactStore:
         folder = self.root / "sha256"
         return sorted(each.name for each in folder.iterdir()) if folder.is_dir() else []
 
+    def is_only_of(self, digest: str, owner: str) -> bool:
+        """Whether this installation kept it, and no other one that shares the folder, or used it before."""
+        folder = self._home(digest) / "owners"
+        return folder.is_dir() and {each.name for each in folder.iterdir()} == {owner}
+
     def age(self, digest: str) -> float:
         """Seconds since it was kept."""
         return time.time() - self._home(digest).stat().st_mtime
@@ -141,6 +147,13 @@ class ArtifactStore:
         for each in stale:
             _remove(each)
         return len(stale)
+
+    def _owned(self, artifact: Artifact, owner: str) -> Artifact:
+        if owner:
+            folder = self._home(artifact.digest) / "owners"
+            folder.mkdir(exist_ok=True)
+            (folder / owner).touch()
+        return artifact
 
     def _home(self, digest: str) -> Path:
         return self.root / "sha256" / digest

@@ -218,7 +218,7 @@ class DatabaseMissing(DatabaseUnavailable):
     def detail(self) -> str:
         return (
             f"The database {self.database} does not exist. Check SWITCHYARD_DATABASE_URL, restore the file from a "
-            "backup, or create a new one: switchyard database upgrade --create"
+            "backup (and remove the files -wal and -shm beside it first), or create a new one: switchyard database upgrade --create"
         )
 
 

@@ -57,9 +57,9 @@ class FakeRegistry:
         self._answer()
         return "fake"
 
-    def models(self) -> list[str]:
+    def models(self) -> dict[str, dict[str, str]]:
         self._answer()
-        return sorted(self._versions)
+        return {model_id: dict(self._aliases.get(model_id, {})) for model_id in self._versions}
 
     def versions(self, model_id: str) -> list[RegistryVersion] | None:
         self._answer()

@@ -20,8 +20,8 @@ from serving.store import open_database
 _GONE_WITHIN, _GONE_GUARD = 10.0, 60.0
 _START_GUARD = 120.0
 # A first start is broken off when MLflow, the last to create its database and the slowest, has made so many tables and
-# indexes of its 170 or more: a measure of progress that does not depend on how fast the machine is.
-_PROGRESS = range(1, 150)
+# indexes of some 220: a measure of progress that does not depend on how fast the machine is.
+_PROGRESS = range(1, 200)
 _TIMEOUT = 20.0
 _DATABASES = ("switchyard.db", "prefect/prefect.db", "mlflow/mlflow.db")
 

@@ -29,7 +29,9 @@ class Verdict:
 
 
 def spread(seconds: Sequence[float]) -> str:
-    """Median and maximum, as shown."""
+    """Median and maximum, as shown; in milliseconds where seconds would round to nothing."""
     if not seconds:
         return "-"
+    if max(seconds) < 1:
+        return f"p50 {statistics.median(seconds) * 1000:.0f} ms, max {max(seconds) * 1000:.0f} ms"
     return f"p50 {statistics.median(seconds):.2f} s, max {max(seconds):.2f} s"

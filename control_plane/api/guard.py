@@ -38,10 +38,15 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer the request, or refuse it."""
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        if scope["type"] == "websocket":
+            # Browsers ask nobody before they open one to another site, so it is held to the same rules.
+            refused = why_refused("GET", headers, self._hosts, self._origins)
+            await (send({"type": "websocket.close", "code": 1008}) if refused else self._app(scope, receive, send))
+            return
         request_id = _request_id(headers.get("x-request-id"))
         started = time.perf_counter()
         status = [500]

@@ -43,8 +43,8 @@ class Registry(Protocol):
         """The registry's version, if it answers."""
         ...
 
-    def models(self) -> list[str]:
-        """The names of all registered models, sorted."""
+    def models(self) -> dict[str, dict[str, str]]:
+        """Every registered model with its aliases: name -> alias -> version."""
         ...
 
     def versions(self, model_id: str) -> list[RegistryVersion] | None:

@@ -1,5 +1,6 @@
 """The registry that MLflow 3 keeps. Every trap of its client that we know of is sprung here and nowhere else."""
 
+import errno
 import math
 import os
 import shutil
@@ -31,6 +32,9 @@ log = logger(__name__)
 _MISSING = "RESOURCE_DOES_NOT_EXIST"
 _PAGE = 500
 _REMEMBERED = 2000
+_PING_SECONDS = 2.0
+# What our own disk says, not the registry.
+_LOCAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 class MlflowRegistry:
@@ -63,21 +67,23 @@ class MlflowRegistry:
             if not self._uri.startswith("http"):
                 self._client.search_registered_models(max_results=1)
                 return "file"
-            timeout = float(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"])
+            # Short: a health check that waits for what it is not asked about is itself unhealthy.
+            timeout = min(_PING_SECONDS, float(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]))
             answer = requests.get(f"{self._uri.rstrip('/')}/version", timeout=timeout)
             answer.raise_for_status()
             return answer.text.strip()
 
-    def models(self) -> list[str]:
-        """The names of all registered models, sorted."""
+    def models(self) -> dict[str, dict[str, str]]:
+        """Every registered model with its aliases: name -> alias -> version."""
         with self._answering():
-            found, token = [], None
+            found: dict[str, dict[str, str]] = {}
+            token = None
             while True:
                 page = self._client.search_registered_models(max_results=_PAGE, page_token=token)
-                found += [model.name for model in page]
+                found.update({model.name: _aliases(model) for model in page})
                 token = page.token
                 if not token:
-                    return sorted(found)
+                    return found
 
     def versions(self, model_id: str) -> list[RegistryVersion] | None:
         """Every version, newest first; None when there is no such model."""
@@ -105,8 +111,7 @@ class MlflowRegistry:
                 if _is_missing(error):
                     return {}
                 raise
-            # A number or a text, depending on the store behind it.
-            return {alias: str(version) for alias, version in model.aliases.items()}
+            return _aliases(model)
 
     def facts(self, version: RegistryVersion) -> VersionFacts:
         """Metrics, signature, size and author."""
@@ -124,6 +129,8 @@ class MlflowRegistry:
                 source = self._fetch(version, "", Path(room))
             except (MlflowException, OSError) as error:
                 _raise_if_unreachable(error)
+                if _is_local(error):
+                    raise
                 raise VersionLost(version.model_id, version.version, _first_line(error)) from error
             if not (source / "MLmodel").is_file():
                 raise VersionLost(version.model_id, version.version, "the folder holds no MLmodel file")
@@ -218,8 +225,13 @@ class MlflowRegistry:
             try:
                 file = self._fetch(version, "/MLmodel", Path(room))
             except (MlflowException, OSError) as error:
+                if _is_local(error) or not self._is_ours(version):
+                    return None, None  # nobody can tell at the moment; the others are to be listed all the same
                 _raise_if_unreachable(error)
                 return None
+            except Exception as error:  # noqa: BLE001 (the clients of other stores raise what they like)
+                log.warning("files cannot be looked at", model_id=version.model_id, error=repr(error))
+                return None, None
             try:
                 found = describe_model(file)
             except Exception as error:  # noqa: BLE001 (anybody may register any file: it must not hide the others)
@@ -230,6 +242,11 @@ class MlflowRegistry:
         if len(self._described) < _REMEMBERED:
             self._described[version.identity] = found
         return found
+
+    def _is_ours(self, version: RegistryVersion) -> bool:
+        """Whether the registry itself delivers the files: of another store that is down it knows nothing."""
+        uri = self._client.get_model_version_download_uri(version.model_id, version.version)
+        return str(uri).startswith(("mlflow-artifacts:", "file:", "/"))
 
     def _fetch(self, version: RegistryVersion, path: str, room: Path) -> Path:
         """Download into `room`. Without a folder of our own MLflow leaves a copy in the system's, for good."""
@@ -268,6 +285,11 @@ def _is_finite(value: float) -> bool:
     return math.isfinite(value) and abs(value) < sys.float_info.max
 
 
+def _aliases(model: Any) -> dict[str, str]:
+    # A number or a text, depending on the store behind it.
+    return {alias: str(version) for alias, version in model.aliases.items()}
+
+
 def _version(found: Any) -> RegistryVersion:
     return RegistryVersion(
         model_id=found.name,
@@ -298,6 +320,10 @@ def _is_unreachable(error: MlflowException) -> bool:
     if _is_missing(error) or error.error_code == "INVALID_PARAMETER_VALUE":
         return False
     return bool(error.get_http_status_code() >= 500)
+
+
+def _is_local(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in _LOCAL
 
 
 def _raise_if_unreachable(error: Exception) -> None:

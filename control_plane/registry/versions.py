@@ -1,6 +1,6 @@
 """VersionManager: every version of every model, from the registry and from what we keep ourselves."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,6 +21,7 @@ from control_plane.registry.gateway import Registry, RegistryVersion
 from control_plane.registry.listing import NO_FACTS, Listing, ModelSummary, Version, by_version, merge, summarise
 from control_plane.registry.projection import AliasMove, find_alias_moves, project_aliases
 from control_plane.storage.aliases import wanted_aliases
+from control_plane.storage.installation import read_installation
 from control_plane.storage.routes import read_routes
 from serving.artifacts import Artifact, ArtifactStore
 from serving.errors import ArtifactDamaged, ArtifactMissing, ModelNotFound
@@ -65,16 +66,14 @@ class VersionManager:
         with self._database.reading() as session:
             routes = read_routes(session)
             kept = set(session.exec(select(ModelVersionRow.model_id)))
-            ours = {model_id: wanted_aliases(session, model_id) for model_id in kept}
+            ours = wanted_aliases(session)
         try:
-            registered = self._registry.models()
-            shown = _together(self._registry.aliases, registered)
-            unavailable = {}
+            shown, unavailable = self._registry.models(), {}
         except RegistryUnreachable as error:
-            registered, shown, unavailable = [], {}, {"registry": error.detail}
-        names = sorted(kept | set(registered))
+            shown, unavailable = {}, {"registry": error.detail}
+        names = sorted(kept | shown.keys())
         summaries = [
-            summarise(name, routes.get(name, []), {**shown.get(name, {}), **ours.get(name, {})}) for name in names
+            summarise(name, routes.get(name, []), _overlaid(shown.get(name, {}), ours.get(name, {}))) for name in names
         ]
         return Listing(summaries, unavailable)
 
@@ -101,7 +100,7 @@ class VersionManager:
         if found is None and not kept:
             raise ModelNotFound(model_id, [each.model_id for each in self.models().items])
         registered = {each.version: each for each in found or []}
-        aliases = by_version({**shown, **ours})
+        aliases = by_version(_overlaid(shown, ours))
         items = [
             merge(
                 registered.get(number),
@@ -132,13 +131,13 @@ class VersionManager:
         kept, _, ours = self._known_here(model_id)
         if reference.isdecimal():
             return self._resolve_number(model_id, str(int(reference)), kept.keys())
-        if reference in ours:
-            return ours[reference]
-        shown = self._registry.aliases(model_id)
+        if target := ours.get(reference):
+            return target
+        shown = _overlaid(self._registry.aliases(model_id), ours)
         if reference not in shown:
             if self._registry.versions(model_id) is None and not kept:
                 raise ModelNotFound(model_id, [each.model_id for each in self.models().items])
-            raise AliasNotFound(model_id, reference, sorted({*shown, *ours}))
+            raise AliasNotFound(model_id, reference, sorted(shown))
         return shown[reference]
 
     def prepare(self, model_id: str, version: str) -> KeptVersion:
@@ -171,13 +170,13 @@ class VersionManager:
         """Aliases that a person moved in MLflow; see `projection.find_alias_moves`."""
         return find_alias_moves(self._database, self._registry)
 
-    def _known_here(self, model_id: str) -> tuple[dict[str, ModelVersionRow], dict[str, float], dict[str, str]]:
+    def _known_here(self, model_id: str) -> tuple[dict[str, ModelVersionRow], dict[str, float], dict[str, str | None]]:
         """Kept versions, weights and aliases of a model, as of one moment."""
         with self._database.reading() as session:
             rows = session.exec(select(ModelVersionRow).where(ModelVersionRow.model_id == model_id))
             kept = {row.version: row for row in rows}
             weights = {each.version: each.weight for each in read_routes(session, model_id).get(model_id, [])}
-            return kept, weights, wanted_aliases(session, model_id)
+            return kept, weights, wanted_aliases(session).get(model_id, {})
 
     def _resolve_number(self, model_id: str, number: str, kept: Iterable[str]) -> str:
         return number if number in kept else self._registered(model_id, number).version
@@ -207,7 +206,7 @@ class VersionManager:
 
     def _keep(self, source: RegistryVersion) -> KeptVersion:
         facts = self._registry.facts(source)
-        artifact = self._artifacts.put(lambda folder: self._registry.download(source, folder))
+        artifact = self._copy(source)
         row = ModelVersionRow(
             model_id=source.model_id,
             version=source.version,
@@ -225,6 +224,11 @@ class VersionManager:
         row = self._record(row)
         self._tag(row)
         return _kept(row, artifact)
+
+    def _copy(self, source: RegistryVersion) -> Artifact:
+        with self._database.reading() as session:
+            owner = read_installation(session)
+        return self._artifacts.put(lambda folder: self._registry.download(source, folder), owner)
 
     def _record(self, row: ModelVersionRow) -> ModelVersionRow:
         """The row as it stands afterwards: who records a version first decides what it is."""
@@ -249,12 +253,17 @@ class VersionManager:
     def _fetch_again(self, recorded: ModelVersionRow) -> Artifact:
         """Our copy is gone or damaged: the registry's counts if, and only if, it is the same to the byte."""
         source = self._registered(recorded.model_id, recorded.version)
-        artifact = self._artifacts.put(lambda folder: self._registry.download(source, folder))
+        artifact = self._copy(source)
         if artifact.digest != recorded.digest:
             raise ArtifactDamaged(
                 recorded.digest, f"our copy is not usable, and the registry delivers other bytes ({artifact.digest})"
             )
         return artifact
+
+
+def _overlaid(shown: Mapping[str, str], ours: Mapping[str, str | None]) -> dict[str, str]:
+    """The aliases as they are to be: ours decide, also that one should not exist, whatever MLflow still shows."""
+    return {alias: version for alias, version in {**shown, **ours}.items() if version is not None}
 
 
 def _page(numbers: Iterable[str], limit: int, before: str | None) -> list[str]:

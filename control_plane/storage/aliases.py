@@ -36,10 +36,12 @@ def settled_aliases(session: Session) -> list[AliasProjectionRow]:
     return list(session.exec(select(AliasProjectionRow).where(~col(AliasProjectionRow.pending))))
 
 
-def wanted_aliases(session: Session, model_id: str) -> dict[str, str]:
-    """Our aliases of a model, whether MLflow shows them already or not."""
-    query = select(AliasProjectionRow).where(AliasProjectionRow.model_id == model_id)
-    return {row.alias: row.wanted for row in session.exec(query) if row.wanted is not None}
+def wanted_aliases(session: Session) -> dict[str, dict[str, str | None]]:
+    """Our aliases, whether MLflow shows them already or not: model -> alias -> version, None for "should not exist"."""
+    found: dict[str, dict[str, str | None]] = {}
+    for row in session.exec(select(AliasProjectionRow)):
+        found.setdefault(row.model_id, {})[row.alias] = row.wanted
+    return found
 
 
 def confirm_alias(session: Session, row: AliasProjectionRow) -> bool:

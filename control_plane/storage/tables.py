@@ -9,6 +9,15 @@ from sqlmodel import Field, SQLModel
 from serving.store.types import JsonColumn, UtcDateTime
 
 
+class InstallationRow(SQLModel, table=True):
+    """One row, made with the tables: which installation this database belongs to."""
+
+    __tablename__ = "installation"
+
+    id: str = Field(primary_key=True, description="a UUID; copied with a backup, new in a new database")
+    created_at: datetime = Field(sa_type=UtcDateTime)
+
+
 class LeaseRow(SQLModel, table=True):
     """Who may act on something until when. The token grows with each new holder and fences out the old one."""
 

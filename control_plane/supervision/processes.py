@@ -151,12 +151,11 @@ def _mlflow_server(settings: Settings) -> ProcessSpec:
         "--host": settings.host,
         "--port": str(settings.mlflow_port),
         "--workers": "1",
-        "--backend-store-uri": f"sqlite:///{home / 'mlflow.db'}",
         "--artifacts-destination": str(home / "artifacts"),
         # The control plane looks for aliases every other second: a line for each request would be all there is to read.
         "--uvicorn-opts": "--no-access-log",
     }
-    command = [*_PYTHON, "mlflow", "server", "--serve-artifacts"]
+    command = [*_PYTHON, "control_plane.supervision.mlflow_server", str(home / "mlflow.db"), "--serve-artifacts"]
     for option, value in options.items():
         command += [option, value]
     return ProcessSpec(

@@ -11,6 +11,7 @@ import httpx
 import pytest
 from sqlalchemy import text
 from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
 from structlog.testing import capture_logs
 
 from control_plane import errors as ours
@@ -228,7 +229,7 @@ def test_an_unexpected_failure_is_told_without_a_stack_trace_and_logged_with_the
 ) -> None:
     """The caller gets an id, the log the traceback; never the other way round."""
 
-    def broken() -> list[str]:
+    def broken() -> dict[str, dict[str, str]]:
         raise ZeroDivisionError("secret inside")
 
     registry.models = broken  # type: ignore[method-assign]
@@ -328,6 +329,14 @@ def test_errors_survive_being_sent_between_processes() -> None:
     assert json.dumps(received.body())
 
 
+def test_foreign_websockets_are_refused(client: TestClient) -> None:
+    """Browsers open a WebSocket to any site without asking it first."""
+    for headers in ({"Origin": "http://evil.example"}, {"Host": "evil.example"}):
+        with pytest.raises(WebSocketDisconnect) as caught, client.websocket_connect("/live", headers=headers):
+            pass
+        assert caught.value.code == 1008
+
+
 def test_the_guard_answers_nothing_before_it_has_looked() -> None:
     """The order matters: host, then origin, then content type."""
     from starlette.datastructures import Headers
@@ -340,10 +349,10 @@ def test_it_lives_while_every_thread_waits_for_the_registry(client: TestClient, 
     """A registry that hangs must not get the control plane killed by whoever probes its liveness."""
     release, waiting = threading.Event(), threading.Semaphore(0)
 
-    def hang() -> list[str]:
+    def hang() -> dict[str, dict[str, str]]:
         waiting.release()
         release.wait(60)
-        return []
+        return {}
 
     registry.models = hang  # type: ignore[method-assign]
     with ThreadPoolExecutor(60) as callers:

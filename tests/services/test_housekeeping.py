@@ -2,6 +2,8 @@
 
 import os
 import time
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,10 @@ from control_plane.housekeeping import discard_unused_artifacts, tidy_database, 
 from control_plane.registry import VersionManager
 from control_plane.services import Services
 from control_plane.settings import Settings
+from control_plane.storage.installation import read_installation
+from control_plane.storage.setup import create_database
 from serving.artifacts import ArtifactStore
-from serving.store import Database
+from serving.store import Database, open_database
 from tests.fakes import FakeRegistry
 
 
@@ -55,7 +59,11 @@ def test_whole_restored_and_damaged_are_told_apart(services: Services, registry:
 
 def test_only_what_is_unused_and_old_is_removed(services: Services) -> None:
     """A copy that was just made is about to be recorded."""
-    orphan = services.artifacts.put(lambda folder: (folder / "a").write_text("nobody's"))
+    with services.database.reading() as session:
+        owner = read_installation(session)
+    orphan = services.artifacts.put(lambda folder: (folder / "a").write_text("nobody's"), owner)
+    shared = services.artifacts.put(lambda folder: (folder / "a").write_text("also another's"), owner)
+    services.artifacts.put(lambda folder: (folder / "a").write_text("also another's"), "another-installation")
     assert discard_unused_artifacts(services, older_than=3600) == 0
     old = time.time() - 7200
     for digest in services.artifacts.digests():
@@ -63,6 +71,22 @@ def test_only_what_is_unused_and_old_is_removed(services: Services) -> None:
         os.utime(home, (old, old))
     assert discard_unused_artifacts(services, older_than=3600) == 1
     assert services.artifacts.find(orphan.digest) is None
+    assert services.artifacts.find(shared.digest) is not None
+    assert [each.state for each in verify_kept_versions(services)] == ["whole", "whole"]
+
+
+def test_a_new_database_removes_nothing_that_the_lost_one_kept(
+    services: Services, registry: FakeRegistry, tmp_path: Path
+) -> None:
+    """After a lost database the kept models are all that is left of the way back."""
+    url = f"sqlite:///{tmp_path / 'new.db'}"
+    create_database(url, 5)
+    old = time.time() - 7200
+    for digest in services.artifacts.digests():
+        os.utime(services.artifacts.root / "sha256" / digest, (old, old))
+    with closing(open_database(url, 5)) as fresh:
+        renewed = replace(services, database=fresh)
+        assert discard_unused_artifacts(renewed, older_than=3600) == 0
     assert [each.state for each in verify_kept_versions(services)] == ["whole", "whole"]
 
 

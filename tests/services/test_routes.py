@@ -59,7 +59,7 @@ def test_routes_generation_record_and_aliases_are_written_together(prepared: Dat
         assert read_generation(session) == 2
         record = session.get_one(RouteWriteRow, ("flights", 2))
         assert (record.routes, record.holder, record.token) == ({"1": 0.75, "2": 0.25}, "engine", lease.token)
-        assert wanted_aliases(session, "flights") == {"champion": "1"}
+        assert wanted_aliases(session) == {"flights": {"champion": "1"}}
 
 
 def test_a_holder_that_was_overtaken_cannot_write(prepared: Database) -> None:

@@ -272,6 +272,9 @@ def test_aliases_are_projected_and_stay_so(
         manager.prepare("flights", number)
     registry.set_alias("flights", "challenger", "2")
     route(Route("2", 1.0), champion="2", previous="1", challenger=None)
+    with pytest.raises(AliasNotFound, match="Known aliases: champion, previous"):
+        manager.resolve("flights", "challenger")  # ours to remove, though MLflow still shows it
+    assert manager.models().items[0].aliases == {"champion": "2", "previous": "1"}
     assert manager.project_aliases() == 3
     assert registry.aliases("flights") == {"champion": "2", "previous": "1"}
     assert manager.project_aliases() == 0

@@ -3,6 +3,9 @@
 Revision: 0001, the first
 """
 
+import uuid
+from datetime import UTC, datetime
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -52,6 +55,13 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["model_id"], ["routing.model_id"], name="route_routing"),
         sa.PrimaryKeyConstraint("model_id", "version"),
     )
+    installation = op.create_table(
+        "installation",
+        sa.Column("id", sa.String(), nullable=False),
+        sa.Column("created_at", UtcDateTime(), nullable=False),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.bulk_insert(installation, [{"id": str(uuid.uuid4()), "created_at": datetime.now(UTC)}])
     generation = op.create_table(
         "route_generation",
         sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
@@ -97,5 +107,14 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Back to nothing: the data of these tables is gone afterwards."""
-    for table in ("alias_projection", "route_write", "lease", "route_generation", "route", "routing", "model_version"):
+    for table in (
+        "alias_projection",
+        "route_write",
+        "lease",
+        "route_generation",
+        "route",
+        "routing",
+        "model_version",
+        "installation",
+    ):
         op.drop_table(table)

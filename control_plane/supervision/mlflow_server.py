@@ -14,12 +14,11 @@ from pathlib import Path
 def main(arguments: list[str]) -> int:
     """Make the database where there is none, then become `mlflow server` with these options."""
     file, options = Path(arguments[0]), arguments[1:]
-    if not file.exists():
-        status = _create(file)
-        if status != 0:
-            return status
-    address = ["--backend-store-uri", f"sqlite:///{file}"]
-    os.execv(sys.executable, [*_mlflow(), "server", *address, *options])  # noqa: RET503, S606 (ourselves, as MLflow; never returns)
+    status = 0 if file.exists() else _create(file)
+    if status == 0:
+        address = ["--backend-store-uri", f"sqlite:///{file}"]
+        os.execv(sys.executable, [*_mlflow(), "server", *address, *options])  # noqa: S606 (ourselves, as MLflow)
+    return status
 
 
 def _create(file: Path) -> int:

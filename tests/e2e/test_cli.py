@@ -110,6 +110,19 @@ def test_up_starts_nothing_on_a_database_it_cannot_use(make: object, error: str)
     assert not list(Path(".switchyard", "mlflow").iterdir())
 
 
+def test_up_waits_for_a_lock_no_longer_than_it_was_told() -> None:
+    """A backup tool that holds the database must lead to a message, not to a start that hangs."""
+    Path(".switchyard").mkdir()
+    create_database(f"sqlite:///{Path('.switchyard', 'switchyard.db').absolute()}", 5)
+    Path(".switchyard", "installation.json").write_text("{}")
+    ports = {f"{name}_port": str(free_port()) for name in ("data_plane", "control_plane", "prefect", "mlflow")}
+    holder = sqlite3.connect(Path(".switchyard", "switchyard.db"), isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    ran = switchyard("up", database_timeout="0.3", **ports)
+    holder.close()
+    refused(ran, 1, "DatabaseLocked", "for more than 0.3 s")
+
+
 def test_up_names_a_folder_it_cannot_write() -> None:
     """With the setting that would put it elsewhere."""
     Path("file").write_text("in the way")

@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import uuid
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,19 @@ def flow_runs(prefect: str, *states: str) -> list[dict[str, object]]:
     wanted = {"flow_runs": {"state": {"type": {"any_": list(states)}}}}
     runs: list[dict[str, object]] = httpx.post(f"{prefect}/api/flow_runs/filter", json=wanted, timeout=30).json()
     return runs
+
+
+def create_run(prefect: str, deployment: str, body: dict[str, object]) -> httpx.Response:
+    """Ask for a run as Prefect's own client does: 503 means that its SQLite was busy, and to ask again."""
+    body = {**body, "idempotency_key": str(uuid.uuid4())}
+    answers: list[httpx.Response] = []
+
+    def answered() -> bool:
+        answers.append(httpx.post(f"{prefect}/api/deployments/{deployment}/create_flow_run", json=body, timeout=30))
+        return answers[-1].status_code != 503
+
+    wait_until(answered, "Prefect to take a run", 60)
+    return answers[-1]
 
 
 def test_the_table_names_every_address_and_each_answers(stack: Stack) -> None:
@@ -64,7 +78,7 @@ def test_prefect_schedules_by_itself_and_the_runner_runs(stack: Stack) -> None:
     """With a wrong SQLAlchemy Prefect looks healthy and never schedules anything."""
     wait_until(lambda: flow_runs(stack.prefect, "SCHEDULED"), "a scheduled run to appear by itself", 180)
     deployment = httpx.get(f"{stack.prefect}/api/deployments/name/housekeeping/housekeeping", timeout=30).json()
-    started = httpx.post(f"{stack.prefect}/api/deployments/{deployment['id']}/create_flow_run", json={}, timeout=30)
+    started = create_run(stack.prefect, deployment["id"], {})
     assert started.status_code == 201, started.text
 
     def ended() -> object:
@@ -81,8 +95,8 @@ def test_prefect_schedules_by_itself_and_the_runner_runs(stack: Stack) -> None:
 def test_the_form_refuses_what_cannot_be(stack: Stack) -> None:
     """Prefect checks the form before it starts anything."""
     deployment = httpx.get(f"{stack.prefect}/api/deployments/name/housekeeping/housekeeping", timeout=30).json()
-    wrong = {"parameters": {"request": {"unused_for_hours": 0}}}
-    answer = httpx.post(f"{stack.prefect}/api/deployments/{deployment['id']}/create_flow_run", json=wrong, timeout=30)
+    wrong: dict[str, object] = {"parameters": {"request": {"unused_for_hours": 0}}}
+    answer = create_run(stack.prefect, deployment["id"], wrong)
     assert answer.status_code == 409
     assert "unused_for_hours" in answer.text
 

@@ -63,7 +63,23 @@ def _warm_fork_server() -> None:
     # A worker brings no threads along when it forks, and uses one core; several would fight over all of them.
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(variable, "1")
-    set_forkserver_preload(["serving.worker"])
+    # What workers are made of, and what most models are: imported once, and its memory shared by all of them.
+    set_forkserver_preload(
+        [
+            "serving.worker",
+            "serving.worker_process",
+            "sklearn.calibration",
+            "sklearn.compose",
+            "sklearn.ensemble",
+            "sklearn.impute",
+            "sklearn.linear_model",
+            "sklearn.pipeline",
+            "sklearn.preprocessing",
+            "serving.agent.process",
+            "serving.shipper",
+            "serving.fork_server",  # the last
+        ]
+    )
     forkserver.ensure_running()
 
 

@@ -171,6 +171,7 @@ class ArtifactStore:
         home = self._home(digest)
         home.parent.mkdir(parents=True, exist_ok=True)
         if home.exists() and not self._is_whole(digest):
+            _take_owners_along(home, incoming)
             _remove(home)
         os.utime(incoming)
         try:
@@ -248,6 +249,13 @@ def _make_durable_and_read_only(folder: Path) -> None:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
             path.chmod(0o444)
+
+
+def _take_owners_along(home: Path, successor: Path) -> None:
+    """Another installation that shares the folder needs what takes the place of the damaged one as much as we do."""
+    owners = home / "owners"
+    if owners.is_dir():
+        shutil.copytree(owners, successor / "owners", dirs_exist_ok=True)
 
 
 def _is_older(folder: Path, limit: float) -> bool:

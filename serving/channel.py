@@ -3,12 +3,14 @@
 import hashlib
 import os
 import stat
+import struct
 import tempfile
 from enum import IntEnum
 from pathlib import Path
 from struct import Struct
 from typing import NamedTuple
 
+from serving.contracts import Encoding
 from serving.errors import BrokenChannel, SocketFolderUnusable
 
 MAX_FRAME = 64 * 2**20
@@ -16,6 +18,8 @@ MAX_FRAME = 64 * 2**20
 
 _HEADER = Struct("<IIQ")
 _HELLO = Struct("<III")
+_QUESTION = Struct("<dIHBB")
+_OUTCOME = Struct("<ffIIHB")
 # The kernel's limit is 107 bytes on Linux and 103 on macOS.
 _LONGEST_ADDRESS = 103
 
@@ -27,6 +31,14 @@ class Kind(IntEnum):
     PONG = 2  # from the worker, with the ping's id
     HELLO = 3  # from the worker, first of all: who it is
     GOAWAY = 4  # from the worker: I am about to end, move to my successor
+    HOLDS = 5  # from the worker, after HELLO and at each change: the versions it can answer for (JSON, see Held)
+    PREDICT = 6  # to the worker: a Question and its rows
+    ANSWER = 7  # from the worker, with the question's id: an Outcome and its predictions
+    FAILURE = 8  # from the worker, with the question's id: why there is no answer (JSON, see Failure)
+    CONTROL = 9  # to the worker: load, unload or configure (JSON)
+    REPORT = 10  # from the worker, with the control's id: what came of it (JSON)
+    TABLE = 11  # from the agent: everything an HTTP process needs to know to route (JSON)
+    APPLIED = 12  # to the agent: the table of this generation counts from now on (JSON)
 
 
 class Frame(NamedTuple):
@@ -104,6 +116,66 @@ class Hello(NamedTuple):
         return cls(*_HELLO.unpack(payload))
 
 
+class Question(NamedTuple):
+    """What comes before the rows of a PREDICT frame."""
+
+    key: bytes  # what may share a batch: see version_key
+    rows: int
+    encoding: Encoding
+    deadline: float  # monotonic clock, seconds; it is the same clock in every process of a machine
+    solo: bool  # never in a batch with others: it was there when a worker died
+
+    def pack(self, id: int, body: bytes) -> bytes:
+        """The whole frame."""
+        head = _QUESTION.pack(self.deadline, self.rows, len(self.key), self.encoding, self.solo)
+        return pack(Kind.PREDICT, id, b"".join((head, self.key, body)))
+
+    @classmethod
+    def unpack(cls, payload: bytes) -> tuple["Question", bytes]:
+        """The question, and the bytes of its rows. Raises BrokenChannel."""
+        try:
+            deadline, rows, length, encoding, solo = _QUESTION.unpack_from(payload)
+            start = _QUESTION.size + length
+            return cls(payload[_QUESTION.size : start], rows, Encoding(encoding), deadline, bool(solo)), payload[start:]
+        except (struct.error, ValueError) as problem:
+            raise BrokenChannel(f"a PREDICT that cannot be read ({problem})") from None
+
+
+class Outcome(NamedTuple):
+    """What comes before the predictions of an ANSWER frame."""
+
+    queue: float  # seconds it waited in the worker
+    compute: float  # seconds the model took for the whole batch
+    batch_rows: int  # rows in that batch
+    rows: int
+    width: int  # numbers per row, with FLOATS
+    encoding: Encoding
+
+    def pack(self, id: int, body: bytes) -> bytes:
+        """The whole frame."""
+        return pack(Kind.ANSWER, id, _OUTCOME.pack(*self) + body)
+
+    @classmethod
+    def unpack(cls, payload: bytes) -> tuple["Outcome", bytes]:
+        """The outcome, and the bytes of its predictions. Raises BrokenChannel."""
+        try:
+            queue, compute, batch_rows, rows, width, encoding = _OUTCOME.unpack_from(payload)
+            return cls(queue, compute, batch_rows, rows, width, Encoding(encoding)), payload[_OUTCOME.size :]
+        except (struct.error, ValueError) as problem:
+            raise BrokenChannel(f"an ANSWER that cannot be read ({problem})") from None
+
+
+def version_key(model_id: str, version: str, variant: bytes = b"") -> bytes:
+    """Requests with equal keys may share a batch. `variant`: what else makes the model answer differently."""
+    return b"\0".join((model_id.encode(), version.encode(), variant))
+
+
+def split_key(key: bytes) -> tuple[str, str, bytes]:
+    """Model, version and variant of a key."""
+    model_id, version, variant = key.split(b"\0", 2)
+    return model_id.decode(), version.decode(), variant
+
+
 class SocketFolder:
     """The folder of the workers' sockets, nobody else's to enter.
 
@@ -121,6 +193,11 @@ class SocketFolder:
     def address(self, worker: int) -> str:
         """Where the worker listens."""
         return str(self.path / f"worker-{self._port}-{worker}")
+
+    @property
+    def agent_address(self) -> str:
+        """Where the agent listens."""
+        return str(self.path / f"worker-{self._port}-agent")
 
     def open(self) -> None:
         """Make the folder, and remove what a data plane that was killed left in it. Raises SocketFolderUnusable."""

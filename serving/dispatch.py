@@ -1,20 +1,33 @@
-"""The HTTP process's side of the channel: one lane to every worker, connected again after every loss."""
+"""The HTTP process's side of the channel: which worker answers a question, by when, and what if that worker dies."""
 
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from hashlib import blake2b
+from typing import Any
 
-from serving.channel import Decoder, Frame, Hello, Kind, pack
-from serving.errors import BrokenChannel
+import orjson
+
+from serving.channel import Frame, Kind, Outcome, Question, split_key
+from serving.contracts import Held
+from serving.errors import BrokenChannel, DeadlineExceeded, ModelError, NotReady, SwitchyardError, WorkerLost
+from serving.lane import Call, Gate, Lane
 from serving.logs import logger
 
 RECONNECT_AFTER = 0.02
 """Seconds between two attempts to reach a worker."""
+RETRY_PATIENCE = 3.0
+"""Seconds that a call whose worker died waits for another one; a worker is back in a tenth, plus its models' loading."""
+REFUSED_FOR = 60.0
+"""Seconds for which a question is refused that two workers died of."""
+STUCK_AFTER = 0.25
+"""Seconds without an answer after which a worker that has calls gets no more while another one is free."""
 _FIRST_CONNECT = 0.25
 _STRAGGLERS = 0.05
+_BUSY_WINDOW = 5.0
 
 log = logger(__name__)
 
@@ -26,104 +39,32 @@ class WorkerView:
     id: int
     pid: int | None
     connected: bool
+    spare: bool
     round_trip: float | None
-
-
-class Lane(asyncio.Protocol):
-    """One connection to one worker. Counts as connected once the worker has said who it is."""
-
-    def __init__(self, worker: int, on_hello: Callable[["Lane"], None], on_leaving: Callable[["Lane"], None]) -> None:
-        loop = asyncio.get_running_loop()
-        self.worker = worker
-        self.hello: Hello | None = None
-        self.leaving = False
-        self.round_trip: float | None = None
-        self.done: asyncio.Future[None] = loop.create_future()
-        """Set when another connection has to be made: this one is lost, or its worker is about to end."""
-        self.lost = False
-        self._loop = loop
-        self._on_hello = on_hello
-        self._on_leaving = on_leaving
-        self._decoder = Decoder()
-        self._transport: asyncio.Transport | None = None
-        self._pong: asyncio.Future[bool] | None = None
-        self._pings = 0
-        self._pinged_at = 0.0
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Called by the event loop."""
-        self._transport = cast("asyncio.Transport", transport)
-
-    def data_received(self, data: bytes) -> None:
-        """Called by the event loop."""
-        try:
-            for frame in self._decoder.feed(data):
-                self._take(frame)
-        except BrokenChannel as problem:
-            log.warning("lane to a worker closed", worker=self.worker, reason=problem.detail)
-            self.close()
-
-    def connection_lost(self, _exc: Exception | None) -> None:
-        """Called by the event loop."""
-        self.lost = True
-        self._settle_ping(answered=False)
-        self._finish()
-        self._on_leaving(self)
-
-    def ping(self) -> asyncio.Future[bool]:
-        """Ask the worker's loop for an answer: True when it comes, False when the lane is lost first.
-
-        A ping on its way is shared: however many ask, a worker that hangs owes one answer, not thousands.
-        """
-        if self._pong is None:
-            self._pong = self._loop.create_future()
-            self._pings += 1
-            self._pinged_at = time.perf_counter()  # the event loop's clock counts milliseconds only
-            self.round_trip = None
-            self._send(pack(Kind.PING, self._pings))
-        return self._pong
-
-    def close(self) -> None:
-        """Let go of the worker."""
-        if self._transport is not None:
-            self._transport.close()
-
-    def _send(self, data: bytes) -> None:
-        if self._transport is not None:
-            self._transport.write(data)
-
-    def _take(self, frame: Frame) -> None:
-        if frame.kind is Kind.PONG and frame.id == self._pings:
-            self.round_trip = time.perf_counter() - self._pinged_at
-            self._settle_ping(answered=True)
-        elif frame.kind is Kind.HELLO:
-            self.hello = Hello.unpack(frame.payload)
-            self._on_hello(self)
-        elif frame.kind is Kind.GOAWAY:
-            self.leaving = True
-            self._finish()
-            self._on_leaving(self)
-
-    def _settle_ping(self, *, answered: bool) -> None:
-        if self._pong is not None and not self._pong.done():
-            self._pong.set_result(answered)
-        self._pong = None
-
-    def _finish(self) -> None:
-        if not self.done.done():
-            self.done.set_result(None)
 
 
 class Dispatcher:
     """The lanes of one HTTP process to all workers. Make and start it inside the running event loop."""
 
-    def __init__(self, addresses: list[str], on_connected: Callable[[int], None]) -> None:
-        """`addresses` by worker id; `on_connected` is told the number of connected workers at each change."""
+    def __init__(
+        self, addresses: list[str], on_connected: Callable[[int], None], on_event: Callable[[str, int], None]
+    ) -> None:
+        """`addresses` by worker id, the spare's last.
+
+        `on_connected` is told how many workers are connected, at each change; `on_event` of calls that were `retried`
+        (their worker ended), `late` (answered after the deadline), `lost` (two workers ended under them) or `refused`.
+        """
+        self._count = on_event
         self._addresses = addresses
+        self._spare = len(addresses) - 1 if len(addresses) > 1 else -1
         self._on_connected = on_connected
         self._lanes: dict[int, Lane] = {}
         self._all_connected = asyncio.Event()
         self._keepers: list[asyncio.Task[None]] = []
+        self._loop = asyncio.get_running_loop()
+        self._orphans: deque[Call] = deque()
+        self._retrying: Call | None = None
+        self._refused: dict[bytes, float] = {}
 
     async def start(self) -> None:
         """Connect, and stay connected. Returns when all lanes stand, after a quarter of a second at the latest.
@@ -143,8 +84,40 @@ class Dispatcher:
         for lane in list(self._lanes.values()):
             lane.close()
 
+    def held(self, version: bytes) -> Held | None:
+        """What the workers say of a version (see `version_key`); None while none of them can answer for it."""
+        for lane in self._lanes.values():
+            if version in lane.holds:
+                return lane.holds[version]
+        return None
+
+    def ask(
+        self, question: Question, body: bytes, version: bytes, gate: Gate
+    ) -> "asyncio.Future[tuple[Outcome, bytes]]":
+        """Put a question to a worker that holds the version. The gate is left when no worker works on it any more.
+
+        The future fails with DeadlineExceeded, ModelError, WorkerLost or NotReady.
+
+        Raises:
+            NotReady: no worker holds it; the gate was left.
+            WorkerLost: workers died of this very question a moment ago; the gate was left.
+        """
+        lane = self._pick(version)
+        if lane is None or (self._refused and self._is_refused(question.key, body)):
+            gate.leave()
+            if lane is None:
+                raise NotReady("no worker holds this version at the moment")
+            self._count("refused", 1)
+            raise WorkerLost(
+                f"workers ended while they computed this very input, so it is refused for {REFUSED_FOR:g} s"
+            )
+        call = Call(question, body, version, gate, self._loop.create_future())
+        call.timer = self._loop.call_later(max(0.0, question.deadline - time.monotonic()), self._expire, call)
+        lane.send(call)
+        return call.answer
+
     async def ping(self, deadline: float) -> bool:
-        """Whether at least one worker's loop answers within `deadline` seconds.
+        """Whether at least one worker's loop answers within `deadline` seconds, or is busy and has lately.
 
         Does not wait for the slowest: the rest get 50 ms more, so that `workers` is complete when all are well.
         """
@@ -157,24 +130,145 @@ class Dispatcher:
             answered = any(each.result() for each in done)
         if waiting and answered:
             await asyncio.wait(waiting, timeout=_STRAGGLERS)
-        return answered
+        return answered or any(self._is_busy(lane) for lane in self._lanes.values())
 
     def workers(self) -> list[dict[str, Any]]:
-        """Every worker as seen from here, by id: `{"id", "pid", "connected", "round_trip"}`."""
+        """Every worker as seen from here, by id: `{"id", "pid", "connected", "spare", "round_trip"}`."""
         return [asdict(self._view(worker)) for worker in range(len(self._addresses))]
+
+    def lane_changed(self, lane: Lane) -> None:
+        """See LaneOwner."""
+        if lane.lost:
+            self._take_away(lane)
+        elif lane.hello is not None and self._lanes.get(lane.worker) is not lane and not lane.leaving:
+            # It takes the place of its predecessor, which may still have calls to answer.
+            before = self._lanes.get(lane.worker)
+            self._lanes[lane.worker] = lane
+            if before is not None:
+                before.retire()
+        self._let_go()
+        self._tell()
+        self._retry_next()
+
+    def replied(self, lane: Lane, call: Call, frame: Frame) -> None:
+        """See LaneOwner."""
+        call.settle()
+        if call is self._retrying:
+            self._retrying = None
+            self._loop.call_soon(self._retry_next)
+        if call.answer.done():
+            self._count("late", 1)
+        elif frame.kind is Kind.ANSWER:
+            try:
+                call.answer.set_result(Outcome.unpack(frame.payload))
+            except BrokenChannel as problem:
+                call.fail(problem)
+                raise
+        else:
+            call.fail(_failure(call, frame.payload))
+        del lane
+
+    def _pick(self, version: bytes) -> Lane | None:
+        """The worker with the fewest calls that holds the version; the spare when there is no other, or all are stuck.
+
+        One model that takes its time must not hold up the others while a worker has nothing to do.
+        """
+        stuck_before = time.monotonic() - STUCK_AFTER
+        best: Lane | None = None
+        fallback: Lane | None = None
+        for worker, lane in self._lanes.items():
+            if version not in lane.holds:
+                continue
+            if lane.leaving and len(self._lanes) > 1:
+                fallback = fallback or lane
+            elif worker == self._spare:
+                fallback = lane
+            elif best is None or _burden(lane, stuck_before) < _burden(best, stuck_before):
+                best = lane
+        if best is None or fallback is None:
+            return best or fallback
+        return fallback if _burden(fallback, stuck_before) < (1, 0) <= _burden(best, stuck_before) else best
+
+    def _expire(self, call: Call) -> None:
+        """The deadline has passed. The worker still owes the answer, so the call stays under way on its lane."""
+        model_id, _, _ = split_key(call.question.key)
+        call.fail(DeadlineExceeded(model_id, 0.0))
+
+    def _is_refused(self, key: bytes, body: bytes) -> bool:
+        now = time.monotonic()
+        self._refused = {digest: until for digest, until in self._refused.items() if until > now}
+        return _digest(key, body) in self._refused
+
+    def _take_away(self, lane: Lane) -> None:
+        """A lane is lost: what was under way on it is asked once more, singly, on the spare."""
+        if self._lanes.get(lane.worker) is lane:
+            del self._lanes[lane.worker]
+        calls, lane.calls = list(lane.calls.values()), {}
+        orphans = []
+        for call in calls:
+            if call is self._retrying:
+                self._retrying = None
+            if call.answer.done():
+                call.settle()
+            elif call.retried:
+                self._blame(call)
+            else:
+                call.retried = True
+                call.question = call.question._replace(solo=True)
+                orphans.append(call)
+        if orphans:
+            self._count("retried", len(orphans))
+            log.warning("worker lost, its calls are asked again", worker=lane.worker, calls=len(orphans))
+            self._orphans.extend(orphans)
+            self._loop.call_later(RETRY_PATIENCE, self._give_up, orphans)
+
+    def _blame(self, call: Call) -> None:
+        """Two workers have died under this call, the second time alone: it is what they died of."""
+        self._count("lost", 1)
+        self._refused[_digest(call.question.key, call.body)] = time.monotonic() + REFUSED_FOR
+        log.error("a request ended two workers and is refused from now on", seconds=REFUSED_FOR)
+        call.fail(WorkerLost("the worker ended while it computed this input, and so did the next one"))
+        call.settle()
+
+    def _give_up(self, orphans: list[Call]) -> None:
+        for call in orphans:
+            if call in self._orphans:
+                self._orphans.remove(call)
+                self._count("lost", 1)
+                call.fail(WorkerLost("the worker ended, and no other one has come in its place"))
+                call.settle()
+
+    def _retry_next(self) -> None:
+        """One at a time, so that the one that kills its worker is known by it, and takes no other along."""
+        while self._orphans and self._retrying is None:
+            if self._orphans[0].answer.done():
+                self._orphans.popleft().settle()
+                continue
+            lane = self._lane_for_retry(self._orphans[0].version)
+            if lane is None:
+                return  # until a worker says that it holds the version, or patience ends
+            self._retrying = self._orphans.popleft()
+            lane.send(self._retrying)
+
+    def _lane_for_retry(self, version: bytes) -> Lane | None:
+        spare = self._lanes.get(self._spare)
+        return spare if spare is not None and version in spare.holds and not spare.leaving else self._pick(version)
+
+    def _is_busy(self, lane: Lane) -> bool:
+        return bool(lane.calls) and time.monotonic() - lane.heard < _BUSY_WINDOW
 
     def _view(self, worker: int) -> WorkerView:
         lane = self._lanes.get(worker)
+        spare = worker == self._spare
         if lane is None or lane.hello is None:
-            return WorkerView(worker, None, connected=False, round_trip=None)
-        return WorkerView(worker, lane.hello.pid, connected=True, round_trip=lane.round_trip)
+            return WorkerView(worker, None, connected=False, spare=spare, round_trip=None)
+        return WorkerView(worker, lane.hello.pid, connected=True, spare=spare, round_trip=lane.round_trip)
 
     async def _keep(self, worker: int) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            lane = Lane(worker, self._hello, self._withdraw)
+            lane = Lane(worker, self)
             try:
-                await loop.create_unix_connection(lambda lane=lane: lane, self._addresses[worker])  # type: ignore[misc]
+                await self._loop.create_unix_connection(lambda lane=lane: lane, self._addresses[worker])  # type: ignore[misc]
                 await lane.done
             except OSError:
                 pass  # not there yet
@@ -183,32 +277,37 @@ class Dispatcher:
                 raise
             await asyncio.sleep(RECONNECT_AFTER)
 
-    def _hello(self, lane: Lane) -> None:
-        """A lane stands: it takes the place of its predecessor, which may still be open."""
-        before = self._lanes.get(lane.worker)
-        self._lanes[lane.worker] = lane
-        if before is not None and before is not lane:
-            before.close()
-        self._let_go()
-        self._tell()
-
-    def _withdraw(self, lane: Lane) -> None:
-        """A lane is lost, or its worker is about to end."""
-        if lane.lost and self._lanes.get(lane.worker) is lane:
-            del self._lanes[lane.worker]
-        self._let_go()
-        self._tell()
-
     def _let_go(self) -> None:
-        """Close lanes to ending workers as soon as somebody else is there; until then they are better than nobody."""
+        """Let lanes to ending workers go as soon as somebody else is there; until then they are better than nobody."""
         if all(lane.leaving for lane in self._lanes.values()):
             return
         for lane in [each for each in self._lanes.values() if each.leaving]:
             del self._lanes[lane.worker]
-            lane.close()
+            lane.retire()
 
     def _tell(self) -> None:
         connected = len(self._lanes)
         self._on_connected(connected)
         if connected == len(self._addresses):
             self._all_connected.set()
+
+
+def _burden(lane: Lane, stuck_before: float) -> tuple[int, int]:
+    """Whether it is stuck (1), then how many calls it has: less is better."""
+    calls = len(lane.calls)
+    return int(calls > 0 and lane.moved < stuck_before), calls
+
+
+def _digest(key: bytes, body: bytes) -> bytes:
+    return blake2b(key + b"\0" + body, digest_size=16).digest()
+
+
+def _failure(call: Call, payload: bytes) -> SwitchyardError:
+    """The error that a FAILURE frame tells."""
+    said = orjson.loads(payload)
+    model_id, version, _ = split_key(call.question.key)
+    if said["error"] == "ModelError":
+        return ModelError(model_id, version, said["row"], said["exception"], said["problem"])
+    if said["error"] == "DeadlineExceeded":
+        return DeadlineExceeded(model_id, 0.0)
+    return NotReady(f"version {version} was unloaded a moment ago")

@@ -2,12 +2,21 @@
 
     SwitchyardError
     ├── ModelNotFound
+    ├── VersionNotLoaded
     ├── NotReady
+    │   └── WorkerLost
     ├── BadRequest
     │   ├── NotJson
     │   ├── WrongContentType
     │   ├── BodyTooLarge
-    │   └── BodyTooSlow
+    │   ├── BodyTooSlow
+    │   ├── ValidationFailed
+    │   └── RequestIdReused
+    ├── TooManyRequests
+    ├── DeadlineExceeded
+    ├── ModelError
+    ├── ModelNotLoadable
+    │   └── SignatureNotSupported
     ├── PathNotFound
     ├── MethodNotAllowed
     ├── InternalError
@@ -33,7 +42,7 @@
 The fields of a class are the facts its answer carries; its text says what is wrong and what would be right.
 """
 
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any
 
 
@@ -86,6 +95,10 @@ class NotReady(SwitchyardError):
         return f"Not ready: {self.reason}. Try again shortly."
 
 
+class WorkerLost(NotReady):
+    """The worker died under this request, and so did the next one."""
+
+
 class BadRequest(SwitchyardError):
     """The request cannot be read at all."""
 
@@ -125,6 +138,112 @@ class BodyTooSlow(BadRequest):
     @property
     def detail(self) -> str:
         return f"The body did not arrive whole within {self.limit_seconds:g} s. Send the request again."
+
+
+@dataclass(frozen=True)
+class FieldProblem:
+    """What is wrong with one field of a request."""
+
+    path: str  # as input_data.temp[3]
+    problem: str
+    expected: str
+
+
+@dataclass
+class ValidationFailed(BadRequest):
+    fields: list[FieldProblem]
+
+    @property
+    def detail(self) -> str:
+        shown = "; ".join(f"{each.path}: {each.problem}, expected {each.expected}" for each in self.fields[:5])
+        more = len(self.fields) - 5
+        return f"{shown}; and {more} more." if more > 0 else f"{shown}."
+
+    def body(self) -> dict[str, Any]:
+        """The answer on the wire, each field as an object."""
+        return {"error": type(self).__name__, "detail": self.detail, "fields": [asdict(each) for each in self.fields]}
+
+
+@dataclass
+class RequestIdReused(BadRequest):
+    request_id: str
+
+    @property
+    def detail(self) -> str:
+        return (
+            f"request_id {self.request_id} was used a moment ago for another body. Send the same body to get the same "
+            "answer again, or a new request_id for a new question."
+        )
+
+
+@dataclass
+class TooManyRequests(SwitchyardError):
+    model_id: str
+    limit: int
+    retry_after: int  # whole seconds, as the header carries them
+
+    @property
+    def detail(self) -> str:
+        return (
+            f"{self.limit} requests of model '{self.model_id}' are under way already, its max_concurrent_requests. "
+            f"Try again in {self.retry_after} s."
+        )
+
+
+@dataclass
+class DeadlineExceeded(SwitchyardError):
+    model_id: str
+    timeout: float
+
+    @property
+    def detail(self) -> str:
+        return f"Model '{self.model_id}' gave no answer within {self.timeout:g} s."
+
+
+@dataclass
+class ModelError(SwitchyardError):
+    """The model itself raised. Counts against the version."""
+
+    model_id: str
+    version: str
+    row: int | None  # index of the first row it cannot bear; None: it is not one row
+    exception: str
+    problem: str
+
+    @property
+    def detail(self) -> str:
+        where = "" if self.row is None else f" on row {self.row}"
+        return f"Version {self.version} of model '{self.model_id}' raised {self.exception}{where}: {self.problem}"
+
+    def body(self) -> dict[str, Any]:
+        """The answer on the wire, under the name that the API promises."""
+        return {**super().body(), "error": "model_error"}
+
+
+@dataclass
+class ModelNotLoadable(SwitchyardError):
+    """A version's files cannot become a model here."""
+
+    problem: str
+
+    @property
+    def detail(self) -> str:
+        return f"The version cannot be loaded: {self.problem}"
+
+
+class SignatureNotSupported(ModelNotLoadable):
+    """Requests could not be validated."""
+
+
+@dataclass
+class VersionNotLoaded(SwitchyardError):
+    model_id: str
+    version: str
+    known: list[str]
+
+    @property
+    def detail(self) -> str:
+        return f"Version '{self.version}' of model '{self.model_id}' is not loaded here. Loaded: {_named(self.known)}."
 
 
 @dataclass

@@ -1,18 +1,24 @@
 """What is taken from a request, each part checked: its id, its content type, its body."""
 
 import asyncio
+import contextlib
+import math
 import os
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from serving.errors import BodyTooLarge, BodyTooSlow, WrongContentType
+from serving.errors import BodyTooLarge, BodyTooSlow, FieldProblem, ValidationFailed, WrongContentType
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Headers = list[tuple[bytes, bytes]]
 
 BODY_TIMEOUT = 30.0
 """Seconds a client has to send its body; uvicorn itself would wait for ever."""
+
+# How much of a body that is too large is taken in, in limits and in seconds.
+_DISCARDED_LIMITS = 8
+_DISCARD_TIMEOUT = 5.0
 
 _UUID = re.compile(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
@@ -54,6 +60,25 @@ def given_id(headers: Headers) -> str | None:
     return given.decode() if given and _UUID.fullmatch(given) else None
 
 
+def given_timeout(headers: Headers) -> float | None:
+    """Seconds after which the client wants no answer any more, from X-Request-Timeout; None where it does not say.
+
+    Raises:
+        ValidationFailed: it is no positive number.
+    """
+    given = _header(headers, b"x-request-timeout")
+    if not given:
+        return None
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        shown = given.decode("latin-1")[:50]
+        raise ValidationFailed([FieldProblem("X-Request-Timeout", f"'{shown}' is no time", "seconds, such as 0.5")])
+    return seconds
+
+
 async def read_json_body(headers: Headers, receive: Receive, limit: int) -> bytes:
     """The whole body. Raises WrongContentType, BodyTooLarge (over `limit` bytes), BodyTooSlow, ClientLeft."""
     content_type = _header(headers, b"content-type")
@@ -62,12 +87,27 @@ async def read_json_body(headers: Headers, receive: Receive, limit: int) -> byte
     length = _header(headers, b"content-length")
     # Before the first receive(): a client that waits for "100 Continue" then never sends its body at all.
     if length.isdigit() and int(length) > limit:
+        if not _header(headers, b"expect"):
+            await _discard(receive, limit * _DISCARDED_LIMITS)
         raise BodyTooLarge(limit)
     try:
         async with asyncio.timeout(BODY_TIMEOUT):
             return await _read_body(receive, limit)
     except TimeoutError:
         raise BodyTooSlow(BODY_TIMEOUT) from None
+
+
+async def _discard(receive: Receive, most: int) -> None:
+    """Take in what a client sends on before it reads: it would see a broken connection instead of our answer."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_DISCARD_TIMEOUT):
+            while most > 0:
+                message = await receive()
+                if message["type"] != "http.request":
+                    raise ClientLeft
+                most -= len(message.get("body", b""))
+                if not message.get("more_body"):
+                    return
 
 
 async def _read_body(receive: Receive, limit: int) -> bytes:

@@ -12,7 +12,9 @@ from structlog.contextvars import bound_contextvars
 EventDict = MutableMapping[str, Any]
 
 # user:password@ in any address (a password may hold an @), ?password= behind it, and the values of keys that name a secret.
-_CREDENTIALS = re.compile(r"(?<=://)([^\s/:@]*):(?!\d+[/?#])(?:[^\s/]+|[^\s@]+)(?=@)")
+# Digits and a slash are a port and a page only on the web, where an @ may follow (`.../models/flights@champion`). Of
+# anything else too much is masked rather than too little: passwords begin with digits too.
+_CREDENTIALS = re.compile(r"((?<!http)(?<!https)://[^\s/:@]*:|https?://[^\s/:@]*:(?!\d+/))(?:[^\s/]+|[^\s@]+)(?=@)")
 _PARAMETER = re.compile(r"(?<=[?&])(password|passwd|token|secret|api_key)=[^\s&]+", re.IGNORECASE)
 _SECRET_KEY = re.compile(r"password|passwd|secret|token|api_key|auth_string|authorization", re.IGNORECASE)
 # What a request carries is the caller's business: a log line names the request, never its contents.
@@ -24,7 +26,7 @@ working_on = bound_contextvars
 
 def mask(text: str) -> str:
     """The text without passwords in addresses."""
-    return _PARAMETER.sub(r"\1=***", _CREDENTIALS.sub(r"\1:***", text))
+    return _PARAMETER.sub(r"\1=***", _CREDENTIALS.sub(r"\1***", text))
 
 
 def _without_secrets(_logger: Any, _method: str, event: EventDict) -> EventDict:

@@ -8,7 +8,7 @@ from itertools import product
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
 METHODS = ("GET", "HEAD", "POST", "other")
-STATUSES = (200, 400, 404, 405, 408, 413, 415, 499, 500, 503)
+STATUSES = (200, 400, 404, 405, 408, 413, 415, 422, 429, 499, 500, 503, 504)
 """What we answer with; 499 is a client that left before it could be answered."""
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Upper bounds of the duration histogram, in seconds."""
@@ -34,9 +34,9 @@ class Metrics:
         self._api_processes = api_processes
         self._workers = workers
         self._started = started
-        # One cell more per HTTP process: the workers it is connected to. Before them all, the parent's two counters.
+        # One cell more per HTTP process: the workers it is connected to. Before them all, the parent's three counters.
         self._slot_cells = len(routes) * _CELLS_PER_ROUTE + 1
-        memory = memoryview(mmap.mmap(-1, (2 + api_processes * self._slot_cells) * _CELL))
+        memory = memoryview(mmap.mmap(-1, (3 + api_processes * self._slot_cells) * _CELL))
         self._counts = memory.cast("Q")
         self._seconds = memory.cast("d")
 
@@ -52,12 +52,16 @@ class Metrics:
         """The parent only."""
         self._counts[1] += 1
 
+    def helper_restarted(self) -> None:
+        """The parent only: the agent or the shipper."""
+        self._counts[2] += 1
+
     def render(self) -> bytes:
         """The whole in Prometheus' text format."""
         return ("\n".join(self._lines()) + "\n").encode()
 
     def _slot(self, slot: int) -> int:
-        return 2 + slot * self._slot_cells
+        return 3 + slot * self._slot_cells
 
     def _lines(self) -> Iterator[str]:
         yield from self._request_lines()
@@ -72,6 +76,9 @@ class Metrics:
         )
         yield from _single(
             "api_restarts_total", "counter", "HTTP processes started again after one ended.", self._counts[1]
+        )
+        yield from _single(
+            "helper_restarts_total", "counter", "Agents and shippers started again after one ended.", self._counts[2]
         )
         yield from _single(
             "process_start_time_seconds", "gauge", "Start of the server, in seconds since the epoch.", self._started

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import gc
 import multiprocessing
 import signal
 import socket
@@ -17,11 +18,14 @@ import uvicorn
 from litserve.loops import inference_worker
 from litserve.transport.base import MessageTransport
 
+from serving.agent import AgentOptions, run_agent
 from serving.channel import SocketFolder
-from serving.endpoint import TEMPLATES, AsgiApp, HttpFront
+from serving.front import TEMPLATES, AsgiApp, FrontOptions, HttpFront
 from serving.logs import logger
 from serving.metrics import Metrics
+from serving.model_metrics import SlotMetrics
 from serving.settings import ServingSettings
+from serving.shipper import run_shipper
 from serving.supervisor import SIGNALS, Charge, Supervisor
 from serving.worker import WorkerAPI, WorkerLoop, end_with_parent, join_our_log
 
@@ -76,14 +80,23 @@ class _Engine(litserve.LitServer):  # type: ignore[misc]  # LitServe has no type
     def __init__(self, settings: ServingSettings, listener: socket.socket, sockets: SocketFolder) -> None:
         self._settings = settings
         self._listener = listener
-        self._addresses = [sockets.address(worker) for worker in range(settings.workers)]
-        self._metrics = Metrics(TEMPLATES, settings.api_processes, settings.workers, time.time())
-        self._worker_loop = WorkerLoop(self._addresses, settings.drain_timeout)
+        self._worker_count = settings.workers + 1  # the last one is the spare
+        self._addresses = [sockets.address(worker) for worker in range(self._worker_count)]
+        self._agent_address = sockets.agent_address
+        self._metrics = Metrics(TEMPLATES, settings.api_processes, self._worker_count, time.time())
+        self._slot_metrics = SlotMetrics(settings.api_processes)
+        settings.replica_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._worker_loop = WorkerLoop(
+            self._addresses,
+            settings.drain_timeout,
+            settings.resolved_artifact_folder,
+            settings.replica_folder / "versions.json",
+        )
         self._launch_api: Callable[[], BaseProcess]
         super().__init__(
             WorkerAPI(self._worker_loop, settings.log_level),
             accelerator="cpu",
-            workers_per_device=settings.workers,
+            workers_per_device=self._worker_count,
             disable_openapi_url=True,
         )
         self.uvicorn_graceful_timeout = settings.drain_timeout
@@ -97,8 +110,15 @@ class _Engine(litserve.LitServer):  # type: ignore[misc]  # LitServe has no type
         self._monitor_workers = False
         self._transport = _NoTransport()
         # run() waits for this event in the main thread, the only one that may start processes: so it supervises.
-        self._shutdown_event = Supervisor(self._listener, self._charges(num_api_servers), self._settings.drain_timeout)
+        self._shutdown_event = Supervisor(
+            self._listener, self._charges(num_api_servers), self._settings.drain_timeout, self._hung_workers
+        )
         return _NoManager()
+
+    def _hung_workers(self) -> list[str]:
+        """The names of workers that have been inside one batch for longer than its model may take."""
+        now = time.monotonic()
+        return [f"worker-{k}" for k in range(self._worker_count) if self._worker_loop.overdue(k, now)]
 
     def _charges(self, api_processes: int) -> list[Charge]:
         apis = [
@@ -107,9 +127,40 @@ class _Engine(litserve.LitServer):  # type: ignore[misc]  # LitServe has no type
         ]
         workers = [
             Charge(f"worker-{k}", functools.partial(self._start_worker, k), self._metrics.worker_restarted)
-            for k in range(self._settings.workers)
+            for k in range(self._worker_count)
         ]
-        return apis + workers
+        agent = Charge("agent", self._start_agent, self._metrics.helper_restarted)
+        shipper = Charge("shipper", self._start_shipper, self._metrics.helper_restarted)
+        return [*apis, *workers, agent, shipper]
+
+    def _start_agent(self) -> BaseProcess:
+        settings = self._settings
+        options = AgentOptions(
+            worker_addresses=self._addresses,
+            agent_address=self._agent_address,
+            database_url=settings.resolved_database_url,
+            database_timeout=settings.database_timeout,
+            replica_folder=settings.replica_folder,
+            artifact_folder=settings.resolved_artifact_folder,
+            replica=f"{socket.gethostname()}:{settings.data_plane_port}",
+            url=f"http://{settings.host}:{settings.data_plane_port}",
+            api_processes=settings.api_processes,
+            memory_budget_mb=settings.memory_budget_mb,
+            log_level=settings.log_level,
+        )
+        return _from_fork_server("agent", run_agent, options)
+
+    def _start_shipper(self) -> BaseProcess:
+        settings = self._settings
+        return _from_fork_server(
+            "shipper",
+            run_shipper,
+            settings.resolved_database_url,
+            settings.database_timeout,
+            settings.replica_folder / "spool",
+            f"{socket.gethostname()}:{settings.data_plane_port}",
+            settings.log_level,
+        )
 
     def launch_inference_worker(self, lit_api: litserve.LitAPI) -> list[BaseProcess]:  # noqa: ARG002  # LitServe's signature
         """None yet: the supervisor starts them, as it starts them again."""
@@ -121,22 +172,18 @@ class _Engine(litserve.LitServer):  # type: ignore[misc]  # LitServe has no type
     def launch_single_inference_worker(self, lit_api: litserve.LitAPI, worker_id: int) -> BaseProcess:
         """From the fork server, which has everything imported: 0.1 s where LitServe's spawn takes seconds."""
         self._worker_loop.next_generation(worker_id)
-        process = multiprocessing.get_context("forkserver").Process(
-            target=inference_worker,
-            args=(
-                lit_api,
-                self._inference_workers_config_for_api(lit_api.api_path)[worker_id],
-                worker_id,
-                None,
-                self._transport,
-                self.workers_setup_status,
-                self._callback_runner,
-                False,
-            ),
-            name=f"worker-{worker_id}",
+        return _from_fork_server(
+            f"worker-{worker_id}",
+            inference_worker,
+            lit_api,
+            self._inference_workers_config_for_api(lit_api.api_path)[worker_id],
+            worker_id,
+            None,
+            self._transport,
+            self.workers_setup_status,
+            self._callback_runner,
+            False,
         )
-        process.start()
-        return process
 
     def _start_server(
         self, port: int, num_uvicorn_servers: int, log_level: str, sockets: list[socket.socket], uvicorn_worker_type: str, **kwargs: Any
@@ -158,13 +205,23 @@ class _Engine(litserve.LitServer):  # type: ignore[misc]  # LitServe has no type
             return self._launch_api()
 
     def _front(self, slot: int, app: AsgiApp) -> HttpFront:
-        return HttpFront(
-            app,
-            addresses=self._addresses,
-            metrics=self._metrics,
+        settings = self._settings
+        options = FrontOptions(
             slot=slot,
-            max_body_bytes=self._settings.max_body_bytes,
+            worker_addresses=self._addresses,
+            agent_address=self._agent_address,
+            replica_folder=settings.replica_folder,
+            max_body_bytes=settings.max_body_bytes,
+            spool_max_bytes=settings.spool_max_bytes // settings.api_processes,
+            log_payloads=settings.log_payloads,
         )
+        return HttpFront(app, options=options, metrics=self._metrics, slot_metrics=self._slot_metrics)
+
+
+def _from_fork_server(name: str, target: Callable[..., object], *arguments: object) -> BaseProcess:
+    process = multiprocessing.get_context("forkserver").Process(target=target, args=arguments, name=name)
+    process.start()
+    return process
 
 
 class _NoManager:
@@ -203,6 +260,9 @@ class _ApiServer(litserve.server._Server):  # type: ignore[misc]  # noqa: SLF001
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         if parent is not None and parent.pid is not None:
             end_with_parent(parent.pid)
+        # Requests make few cycles and many objects: at its default pace the collector takes a sixth of this process.
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 20)
         super().run(worker_id, sockets)
 
     def handle_exit(self, sig: int, frame: Any) -> None:

@@ -49,6 +49,19 @@ class ServingSettings(BaseSettings):
         le=2**30,
         description="Largest body of a prediction request, in bytes; a larger one is refused with 413.",
     )
+    memory_budget_mb: int = Field(
+        4096,
+        ge=64,
+        description="Memory in MB that one inference worker may use. Beyond it versions without traffic are unloaded, least recently used first.",
+    )
+    spool_max_bytes: int = Field(
+        2 * 2**30,
+        ge=2**20,
+        description="Bytes of predictions that may wait on disk for the database. Beyond it payloads are dropped first.",
+    )
+    log_payloads: bool = Field(
+        default=True, description="Whether the prediction log keeps each request's features, for drift and replay."
+    )
     drain_timeout: float = Field(
         10.0, gt=0, le=600, description="Seconds that requests under way get to finish when the data plane stops."
     )
@@ -74,6 +87,11 @@ class ServingSettings(BaseSettings):
     def resolved_artifact_folder(self) -> Path:
         """The artifact store, absolute."""
         return (self.artifact_folder or self.home / "artifacts").expanduser().absolute()
+
+    @cached_property
+    def replica_folder(self) -> Path:
+        """What this data plane keeps for itself: the last good table of routes, and the spool of predictions."""
+        return self.home / f"data-plane-{self.data_plane_port}"
 
     @cached_property
     def socket_folder(self) -> Path:

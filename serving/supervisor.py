@@ -13,6 +13,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 """What ends the data plane in good order."""
 
 _AFTER_DRAIN = 2.0
+_LOOK_EVERY = 1.0
+"""Seconds between two looks for processes that hang: those that end are noticed at once."""
 _HEALTHY_AFTER = 10.0
 _LONGEST_PAUSE = 10.0
 
@@ -73,10 +75,14 @@ def pause_before_restart(short_lives: int) -> float:
 class Supervisor:
     """Stands where LitServe keeps its shutdown event: it waits for a signal, and looks after all processes meanwhile."""
 
-    def __init__(self, listener: socket.socket, charges: list[Charge], drain_timeout: float) -> None:
+    def __init__(
+        self, listener: socket.socket, charges: list[Charge], drain_timeout: float, hung: Callable[[], list[str]]
+    ) -> None:
+        """`hung` names the processes that will not come back from what they do."""
         self._listener = listener
         self._charges = charges
         self._drain_timeout = drain_timeout
+        self._hung = hung
         self._stop = False
         self._wake, wakeup = socket.socketpair()
         self._wake.setblocking(False)
@@ -97,10 +103,19 @@ class Supervisor:
         """Supervise until told to stop, then end everything."""
         try:
             while not self._stop:
+                self._kill_hung()
                 self._look_after_all()
                 self._sleep()
         finally:
             self._end_all()
+
+    def _kill_hung(self) -> None:
+        hung = self._hung()
+        for charge in self._charges:
+            if charge.name in hung and charge.process is not None and charge.process.is_alive():
+                log.error("process hangs, killed", process=charge.name, pid=charge.process.pid)
+                charge.process.kill()
+                charge.process.join()
 
     def _look_after_all(self) -> None:
         for charge in self._charges:
@@ -110,7 +125,7 @@ class Supervisor:
     def _sleep(self) -> None:
         """Until a process ends, one is due to be started, or a signal comes."""
         missing = [charge.due for charge in self._charges if charge.process is None]
-        timeout = max(0.0, min(missing) - time.monotonic()) if missing else None
+        timeout = min([_LOOK_EVERY, *(max(0.0, due - time.monotonic()) for due in missing)])
         running = [charge.process.sentinel for charge in self._charges if charge.process is not None]
         if self._wake in multiprocessing.connection.wait([*running, self._wake], timeout):
             self._wake.recv(64)
@@ -120,7 +135,7 @@ class Supervisor:
         self._listener.close()
         apis = [charge.process for charge in self._charges if charge.process and charge.name.startswith("api")]
         _end(apis, self._drain_timeout + _AFTER_DRAIN)
-        # Only now, when nobody asks them anything any more.
+        # Only now, when nobody asks them anything any more. The shipper too: it takes what was answered last along.
         _end(
             [charge.process for charge in self._charges if charge.process and charge.process not in apis], _AFTER_DRAIN
         )

@@ -1,0 +1,92 @@
+"""From a batch to the frames that answer it: the one place where a worker calls a model for a request."""
+
+import time
+from collections.abc import Callable
+
+import orjson
+
+from serving.batching import Answered, Batch, Fault, OutOfTimeError, Sender, Waiting, answer_all
+from serving.channel import MAX_FRAME, Kind, Outcome, pack
+from serving.engines import Predicted
+from serving.loader import LoadedModel, piece
+
+_ROOM = MAX_FRAME - 1024  # what is left of a frame without its headers
+_LONGEST = 300
+
+Reply = tuple[Sender, bytes]
+"""Who asked, and the frame that answers."""
+
+
+def run_batch(
+    batch: Batch[Sender], model: LoadedModel, variant: bytes, busy: Callable[[], None]
+) -> list[Reply[Sender]]:
+    """A frame for each request of the batch; not for the expired ones, see `refuse_expired`.
+
+    Args:
+        batch: of one version, that of `model`.
+        model: what answers.
+        variant: what the batch's key says beyond the version.
+        busy: called before each call of the model.
+    """
+    requests = batch.requests
+    sizes = [each.question.rows for each in requests]
+    started = time.monotonic()
+    try:
+        raw = model.read(batch.encoding, [each.body for each in requests], sizes)
+    except Exception as problem:  # noqa: BLE001  # one of them is not what it says: alone each shows whether it is the one
+        if len(requests) == 1:
+            return [(requests[0].sender, _failed(requests[0], Fault(None, problem)))]
+        singly = [Batch(batch.key, batch.encoding, [each], []) for each in requests]
+        return [reply for each in singly for reply in run_batch(each, model, variant, busy)]
+
+    def call(first: int, last: int) -> Predicted:
+        busy()
+        return model.answer_rows(raw if last - first == len(raw) else raw[first:last], variant)
+
+    outcomes = answer_all(sizes, call, lambda each: time.monotonic() < requests[each].question.deadline)
+    compute = time.monotonic() - started
+    return [
+        (request.sender, _frame(request, outcome, started, compute, len(raw)))
+        for request, outcome in zip(requests, outcomes, strict=True)
+    ]
+
+
+def refuse_expired(requests: list[Waiting[Sender]]) -> list[Reply[Sender]]:
+    """The frames for requests whose deadline has passed before anything was computed."""
+    return [(each.sender, _failed(each, Fault(None, OutOfTimeError()))) for each in requests]
+
+
+def refuse_unknown(requests: list[Waiting[Sender]]) -> list[Reply[Sender]]:
+    """The frames for requests to a version that is not held here, or not any more."""
+    return [(each.sender, failure(each.id, "VersionNotLoaded")) for each in requests]
+
+
+def failure(id: int, error: str, row: int | None = None, exception: str = "", problem: str = "") -> bytes:
+    """A FAILURE frame."""
+    return pack(
+        Kind.FAILURE, id, orjson.dumps({"error": error, "row": row, "exception": exception, "problem": problem})
+    )
+
+
+def _frame(
+    request: Waiting[Sender], outcome: Answered[Predicted] | Fault, started: float, compute: float, rows: int
+) -> bytes:
+    if isinstance(outcome, Fault):
+        return _failed(request, outcome)
+    size = request.question.rows
+    try:
+        encoding, width, body = piece(outcome.answers[outcome.start : outcome.start + size])
+    except Exception as problem:  # noqa: BLE001  # a generic model may answer with objects that JSON cannot carry
+        return _failed(request, Fault(None, problem))
+    if len(body) > _ROOM:
+        return failure(request.id, "ModelError", None, "AnswerTooLarge", f"its answer has {len(body)} bytes")
+    waited = started - request.arrived
+    return Outcome(waited, compute, rows, size, width, encoding).pack(request.id, body)
+
+
+def _failed(request: Waiting[Sender], fault: Fault) -> bytes:
+    if isinstance(fault.problem, OutOfTimeError):
+        return failure(request.id, "DeadlineExceeded")
+    lines = str(fault.problem).strip().splitlines()
+    said = lines[0][:_LONGEST] if lines else ""
+    return failure(request.id, "ModelError", fault.row, type(fault.problem).__name__, said)

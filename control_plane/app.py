@@ -9,7 +9,7 @@ from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp
 
-from control_plane.api import errors, health, metrics, models
+from control_plane.api import changes, config, errors, health, metrics, models, predict, promote, status
 from control_plane.api.guard import Guard
 from control_plane.duties import on_duty
 from control_plane.services import Services
@@ -27,7 +27,7 @@ def create_app(services: Services) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        async with on_duty(services):
+        async with services.data_plane, on_duty(services):
             yield
         services.close()
 
@@ -36,7 +36,7 @@ def create_app(services: Services) -> ASGIApp:
     app.state.services = services
     app.state.metrics = metrics.Metrics()
     errors.install(app)
-    for resource in (models, health, metrics):
+    for resource in (predict, models, status, config, promote, changes, health, metrics):
         app.include_router(resource.router)
 
     app.add_api_route("/", lambda: RedirectResponse("/docs"), include_in_schema=False)

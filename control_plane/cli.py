@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from control_plane.errors import SettingsInvalid
+from control_plane import commands
+from control_plane.errors import ApiNotReady, ApiRefused, ApiUnreachable, InputUnusable, SettingsInvalid
 from control_plane.settings import Settings, explain_settings, load_settings
 from serving.errors import SwitchyardError
 
@@ -39,14 +40,15 @@ _MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "wrong": "[red]wrong[
 def main() -> None:
     """Run the command; an error of ours is one clear text and a status, never a traceback.
 
-    Status: 0 it worked, 1 it did not, 2 settings or arguments are wrong.
+    Status: 0 it worked, 1 it did not, 2 settings, arguments or input are wrong, 3 nothing answers or it is not ready.
     """
     _reach_ourselves_directly()
     try:
         status = app(standalone_mode=False)
     except SwitchyardError as error:
-        Console(stderr=True).print(f"[red]{type(error).__name__}[/]:", escape(error.detail), soft_wrap=True)
-        sys.exit(2 if isinstance(error, SettingsInvalid) else 1)
+        name = error.error if isinstance(error, ApiRefused) else type(error).__name__
+        Console(stderr=True).print(f"[red]{escape(name)}[/]:", escape(error.detail), soft_wrap=True)
+        sys.exit(_status_of(error))
     except typer.Abort:
         sys.exit(130)
     except Exception as error:
@@ -58,10 +60,17 @@ def main() -> None:
     sys.exit(status if isinstance(status, int) else 0)
 
 
+def _status_of(error: SwitchyardError) -> int:
+    if isinstance(error, (SettingsInvalid, InputUnusable)):
+        return 2
+    return 3 if isinstance(error, (ApiUnreachable, ApiNotReady)) else 1
+
+
 def _reach_ourselves_directly() -> None:
     """For us and all we start: a proxy cannot reach this machine's own servers, and every HTTP client obeys HTTP_PROXY."""
-    names = [os.environ.get("no_proxy", ""), os.environ.get("NO_PROXY", ""), "localhost,127.0.0.1,::1"]
-    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, names))
+    given = [os.environ.get("no_proxy", ""), os.environ.get("NO_PROXY", ""), "localhost,127.0.0.1,::1"]
+    names = dict.fromkeys(filter(None, ",".join(given).split(",")))  # each once, also when this is called again
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(names)
 
 
 @app.command()
@@ -146,6 +155,9 @@ def settings(as_json: AsJson = False) -> None:  # noqa: FBT002
 def version() -> None:
     """Print the version."""
     console.print(f"switchyard {installed_version('switchyard')}")
+
+
+commands.register(app)
 
 
 @database_app.command("upgrade")

@@ -1,22 +1,29 @@
-"""`switchyard demo`: a house of its own, filled with real flights."""
+"""`switchyard demo`: a house of its own, filled with real flights, and asked about the ones that came after."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-import httpx
+import psutil
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from control_plane.client import Client
+from control_plane.commands.listing import versions_table
+from control_plane.commands.promote import SUCCEEDED, show, watch
 from control_plane.errors import DemoFailed
 from control_plane.settings import Settings, environment_of
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 MODEL = "flights"
-# What is trained, in this order: the champion, and the challenger that has seen a summer's first month.
-TRAININGS = (("--months", "1-3", "--alias", "champion"), ("--months", "1-6", "--alias", "challenger"))
+CHAMPION = ("--months", "1-3", "--alias", "champion")
+# It has seen a summer's first month.
+CHALLENGER = ("--months", "1-6", "--alias", "challenger")
+MONTH, FLIGHTS = "April", 5_000
 
 
 def require_checkout() -> None:
@@ -30,72 +37,108 @@ def require_checkout() -> None:
 
 
 def fill(settings: Settings, console: Console) -> int:
-    """Train and register both models, then show what the control plane makes of it.
+    """Train a model and let it serve, replay real flights through it, then show what came of that.
+
+    Returns 1 when a request failed, else 0.
 
     Raises:
         DemoFailed: a step did not work; what was done before stays.
+        ApiError: the control plane refused something, or does not answer.
     """
-    for training in TRAININGS:
-        _train(settings, training)
-    console.print(_versions_table(_get(f"{settings.control_plane_url}/ml/models/{MODEL}/versions")))
+    _train(settings, CHAMPION)
+    with Client(settings.control_plane_url) as client:
+        _let_serve(client, console)
+        found = _replay(settings)
+        _train(settings, CHALLENGER)
+        versions = client.versions(MODEL)["items"]
+    console.print(versions_table(MODEL, versions))
+    console.print(_results(found))
+    for problem, count in found["problems"].items():
+        console.print(f"{count} x {problem}", style="red", markup=False)
     console.print(_addresses(settings))
-    return 0
+    return 1 if found["failed"] else 0
 
 
 def _train(settings: Settings, arguments: tuple[str, ...]) -> None:
     # Trained pipelines are cached beside the demo's data folder: the second demo starts from an empty registry too.
-    cache = settings.home.parent / "cache" / MODEL
     uri = settings.resolved_mlflow_uri
-    command = [sys.executable, "-m", "examples.flights", "train", *arguments]
-    command += ["--tracking-uri", uri, "--cache-folder", str(cache)]
-    ran = subprocess.run(command, cwd=CHECKOUT, env={**os.environ, **environment_of(settings)}, check=False)  # noqa: S603 (our own)
+    command = ("train", *arguments, "--tracking-uri", uri, "--cache-folder", str(_cache(settings)))
+    ran = subprocess.run(_example(*command), cwd=CHECKOUT, env=_environment(settings), check=False)  # noqa: S603 (our own)
     if ran.returncode != 0:
         raise DemoFailed(f"the training ended with status {ran.returncode}", "What it printed above says why.")
 
 
-def _get(url: str) -> list[dict[str, object]]:
-    answer = httpx.get(url, timeout=30)
-    if answer.status_code != 200:
-        raise DemoFailed(f"{url} answers {answer.status_code}", answer.text[:300])
-    items: list[dict[str, object]] = answer.json()["items"]
-    return items
+def _let_serve(client: Client, console: Console) -> None:
+    # The flights of 2013 keep their own time: drift, labels and tests go by when they were to depart.
+    client.configure(MODEL, {"client_timestamps": True})
+    wanted = {"target": "champion", "reason": "the demo's first model"}
+    change = watch(client, client.promote(MODEL, wanted), console)
+    show(change)
+    if change["state"] != SUCCEEDED:
+        raise DemoFailed(f"the promotion was {change['state']}", "What stands above says why.")
 
 
-def _versions_table(versions: list[dict[str, object]]) -> Table:
-    table = Table(
-        title=f"Versions of {MODEL}, as the control plane lists them", title_justify="left", box=box.SIMPLE_HEAD
+def _replay(settings: Settings) -> dict[str, Any]:
+    """What the traffic came to, as `examples.flights replay --json` says it; its progress goes to the terminal."""
+    command = ["replay", "--month", "4", "--limit", str(FLIGHTS), "--url", settings.data_plane_url, "--json"]
+    command += ["--cache-folder", str(_cache(settings))]
+    ran = subprocess.run(  # noqa: S603 (our own)
+        _example(*command), cwd=CHECKOUT, env=_environment(settings), check=False, stdout=subprocess.PIPE
     )
-    for column in ("version", "alias", "state", "ROC AUC", "Brier", "size", "registered (UTC)"):
-        table.add_column(column, no_wrap=True)
-    for each in versions:
-        table.add_row(*_cells(each))
+    if ran.returncode not in (0, 1):
+        raise DemoFailed(f"the replay ended with status {ran.returncode}", "What it printed above says why.")
+    found: dict[str, Any] = json.loads(ran.stdout)
+    return found
+
+
+def _example(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "examples.flights", *arguments]
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    return {**os.environ, **environment_of(settings)}
+
+
+def _cache(settings: Settings) -> Path:
+    return settings.home.parent / "cache" / MODEL
+
+
+def _results(found: dict[str, Any]) -> Table:
+    """What the traffic came to. Every figure is of this very run."""
+    title = f"{found['requests']:,} flights of {MONTH}, each asked about before it left"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_header=False)
+    quality, latency = found["quality"], found["latency_ms"]
+    failed, retried = f"{found['failed']:,} failed", f"{found['retried']:,} asked again"
+    table.add_row("answers", f"{found['requests'] - found['failed']:,}, {failed}, {retried}")
+    table.add_row("accuracy", f"{_figure(quality['accuracy'])} on the {quality['flights']:,} that arrived")
+    table.add_row("ROC AUC", _figure(quality["roc_auc"]))
+    table.add_row("Brier score", _figure(quality["brier"]))
+    table.add_row("late", f"{_figure(quality['predicted_late'])} predicted, {_figure(quality['late'])} in truth")
+    shown = (f"{name} {latency[name]:.1f} ms" for name in ("p50", "p95", "p99", "mean") if latency[name] is not None)
+    table.add_row("latency", ", ".join(shown))
+    table.add_row(
+        "throughput", f"{found['requests_per_second']:,.0f} requests/s over {found['connections']} connections"
+    )
+    table.add_row("first prediction", f"{_seconds_since_start(found['started_at']):.0f} s after the command was given")
     return table
 
 
-def _cells(version: dict[str, object]) -> list[str]:
-    metrics, aliases, size = version["metrics"], version["aliases"], version["size_bytes"]
-    assert isinstance(metrics, dict)  # noqa: S101 (the API's shape, held by its tests)
-    assert isinstance(aliases, list)  # noqa: S101
-    return [
-        str(version["version"]),
-        ", ".join(aliases),
-        str(version["state"]),
-        _figure(metrics.get("roc_auc")),
-        _figure(metrics.get("brier")),
-        f"{size / 1000:,.0f} kB" if isinstance(size, int) else "",
-        str(version["created_at"])[:16].replace("T", " "),
-    ]
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
-def _figure(value: object) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else ""
+def _seconds_since_start(moment: float) -> float:
+    return max(0.0, moment - psutil.Process().create_time())
 
 
 def _addresses(settings: Settings) -> Table:
     """Where to look now; the table of the start has scrolled away."""
     table = Table(title="Look at it", title_justify="left", box=box.SIMPLE_HEAD, show_header=False)
-    table.add_row("the model's versions", f"{settings.control_plane_url}/ml/models/{MODEL}/versions")
+    model = f"{settings.control_plane_url}/ml/models/{MODEL}"
+    table.add_row("what serves", f"{model}/status")
+    table.add_row("its versions", f"{model}/versions")
+    table.add_row("ask it", f"{settings.data_plane_url}/ml/models/{MODEL}/predict")
     table.add_row("the API", f"{settings.control_plane_url}/docs")
     table.add_row("its runs and metrics", f"{settings.resolved_mlflow_uri}/#/models/{MODEL}")
-    table.add_row("scheduled work", f"{settings.resolved_prefect_api_url.removesuffix('/api')}/v2/deployments")
+    table.add_row("flows", f"{settings.resolved_prefect_api_url.removesuffix('/api')}/v2/deployments")
     return table

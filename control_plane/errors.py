@@ -14,7 +14,18 @@
     │   ├── FenceLost
     │   └── RoutesInvalid
     ├── LeaseHeld
+    ├── ChangeRefused
+    │   ├── ChangeNotFound
+    │   ├── ChangeUnderWay
+    │   ├── ChangeMovedOn
+    │   └── IdempotencyKeyReused
+    ├── DataPlaneUnreachable
     ├── DemoFailed
+    ├── ApiError
+    │   ├── ApiUnreachable
+    │   └── ApiRefused
+    │       └── ApiNotReady
+    ├── InputUnusable
     ├── ForeignHost
     ├── ForeignOrigin
     ├── StartRefused
@@ -32,6 +43,7 @@ The edge (api/errors.py) maps each leaf to a status code; the command line print
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from serving.errors import SwitchyardError
 
@@ -196,6 +208,72 @@ class LeaseHeld(SwitchyardError):
         return f"'{self.name}' is held by {self.holder} for another {self.seconds_left:.1f} s."
 
 
+class ChangeRefused(SwitchyardError):
+    """What was asked about a change cannot be; nothing was done."""
+
+
+@dataclass
+class ChangeNotFound(ChangeRefused):
+    change_id: str
+
+    @property
+    def detail(self) -> str:
+        return f"There is no change '{self.change_id}'. GET /ml/changes lists all."
+
+
+@dataclass
+class ChangeUnderWay(ChangeRefused):
+    model_id: str
+    change_id: str
+    target: str
+    state: str
+
+    @property
+    def detail(self) -> str:
+        return (
+            f"Model '{self.model_id}' has a change under way: {self.change_id} to version {self.target}, "
+            f"{self.state}. Wait for its end, or cancel it (POST /ml/changes/{self.change_id}/cancel)."
+        )
+
+
+@dataclass
+class ChangeMovedOn(ChangeRefused):
+    """It is in another state than the caller needs, or believed."""
+
+    change_id: str
+    state: str
+
+    @property
+    def detail(self) -> str:
+        return f"Change {self.change_id} is {self.state} by now: that cannot be done to it any more."
+
+
+@dataclass
+class IdempotencyKeyReused(ChangeRefused):
+    key: str
+    change_id: str
+
+    @property
+    def detail(self) -> str:
+        return (
+            f"The Idempotency-Key '{self.key}' was used for another wish, change {self.change_id}. "
+            "Send the same body to get that change, or a new key for a new wish."
+        )
+
+
+@dataclass
+class DataPlaneUnreachable(SwitchyardError):
+    url: str
+    problem: str
+
+    @property
+    def detail(self) -> str:
+        return (
+            f"The data plane at {self.url} does not answer: {self.problem}. Try again shortly; "
+            "if it stays so, see whether it runs ('switchyard doctor')."
+        )
+
+
 @dataclass
 class DemoFailed(SwitchyardError):
     problem: str
@@ -204,6 +282,56 @@ class DemoFailed(SwitchyardError):
     @property
     def detail(self) -> str:
         return f"The demo stopped: {self.problem}. {self.advice}"
+
+
+class ApiError(SwitchyardError):
+    """The command line asked over HTTP and did not get what it asked for."""
+
+
+@dataclass
+class ApiUnreachable(ApiError):
+    url: str
+    problem: str
+
+    @property
+    def detail(self) -> str:
+        return (
+            f"Nothing answers at {self.url}: {self.problem}. "
+            "Start everything with 'switchyard up', or name another address with --url."
+        )
+
+
+@dataclass
+class ApiRefused(ApiError):
+    """The server's own words: its error's name, its text, and the facts of its answer."""
+
+    status: int
+    error: str
+    said: str
+    answer: dict[str, Any]
+
+    @property
+    def detail(self) -> str:
+        return self.said
+
+
+@dataclass
+class ApiNotReady(ApiRefused):
+    """Asked again a little later it may well work: 429 or 503."""
+
+    retry_after: float  # seconds
+
+
+@dataclass
+class InputUnusable(SwitchyardError):
+    """What the user gave to the command line cannot be sent."""
+
+    source: str  # a file, or an option
+    problem: str
+
+    @property
+    def detail(self) -> str:
+        return f"{self.source}: {self.problem}"
 
 
 @dataclass

@@ -52,6 +52,9 @@ class Settings(ServingSettings):
     projection_interval: float = Field(
         2.0, ge=0.1, le=3600, description="Seconds between two looks for aliases that MLflow does not show yet."
     )
+    prepare_timeout: float = Field(
+        300.0, gt=0, le=86_400, description="Seconds that replicas get to load and warm up a version to be promoted."
+    )
     flow_concurrency: int = Field(4, ge=1, le=64, description="Flow runs that the embedded runner executes at once.")
     start_timeout: float = Field(
         180.0, gt=0, le=3600, description="Seconds a process gets to answer after it was started by `switchyard up`."

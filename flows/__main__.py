@@ -4,16 +4,22 @@ import asyncio
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
+from uuid import UUID
 
 from prefect.runner import Runner
 
+from control_plane.client import Client
+from control_plane.errors import ApiError
 from control_plane.settings import Settings, load_settings
-from flows.deployments import DEPLOYMENTS, for_runner
+from flows.deployments import DEPLOYMENTS, Deployed, for_runner, offer_models
 from serving.errors import SwitchyardError
 from serving.logs import configure_logging, logger
 
 log = logger(__name__)
+
+_OFFER_SECONDS = 20.0
 
 
 async def run(settings: Settings) -> None:
@@ -26,16 +32,52 @@ async def run(settings: Settings) -> None:
         pause_on_shutdown=False,
         heartbeat_seconds=30,
     )
-    for deployed in DEPLOYMENTS:
-        await runner.aadd_deployment(await for_runner(deployed))
+    known = {deployed: await runner.aadd_deployment(await for_runner(deployed)) for deployed in DEPLOYMENTS}
     ready = settings.home / "run" / "flows.ready"
     ready.parent.mkdir(parents=True, exist_ok=True)
     _write(ready, str(os.getpid()))
     log.info("deployments registered", deployments=[each.name for each in DEPLOYMENTS])
+    offering = asyncio.create_task(_keep_offering(settings, known))
     try:
         await _until_told(runner)
     finally:
+        offering.cancel()
+        with suppress(asyncio.CancelledError):
+            await offering
         ready.unlink(missing_ok=True)
+
+
+async def _keep_offering(settings: Settings, known: dict[Deployed, UUID]) -> None:
+    """Let forms offer the models there are, for as long as the runner runs. A new model appears within a minute.
+
+    With Prefect or the control plane away, forms offer what they did, and it is tried again.
+    """
+    offered: list[str] = []
+    while True:
+        try:
+            models = await asyncio.to_thread(_models, settings)
+            if models and models != offered:
+                for deployed, identifier in known.items():
+                    if deployed.names_models:
+                        await offer_models(identifier, deployed, models)
+                offered = models
+        except Exception as error:  # noqa: BLE001 - choices are a comfort; what is scheduled has to run
+            log.warning("the models to choose from could not be brought up to date", problem=str(error))
+        await asyncio.sleep(_OFFER_SECONDS)
+
+
+def _models(settings: Settings) -> list[str]:
+    """The models there are; none where that is not known for sure.
+
+    Asked of the control plane: its own look at database and registry would cost this process 150 MB of MLflow.
+    """
+    try:
+        with Client(settings.control_plane_url, timeout=10.0) as client:
+            found = client.models()
+    except ApiError as error:
+        log.debug("the models there are are not known", problem=error.detail)
+        return []
+    return [] if found["unavailable"] else sorted(each["model_id"] for each in found["items"])
 
 
 async def _until_told(runner: Runner) -> None:

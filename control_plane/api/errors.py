@@ -21,7 +21,15 @@ log = logger(__name__)
 # The nearest class in an error's ancestry counts; a test asserts that every leaf finds one.
 STATUS: dict[type[SwitchyardError], int] = {
     shared.ModelNotFound: 404,
+    shared.VersionNotLoaded: 404,
     shared.NotReady: 503,
+    shared.WorkerLost: 503,
+    shared.ValidationFailed: 422,
+    shared.RequestIdReused: 422,
+    shared.TooManyRequests: 429,
+    shared.DeadlineExceeded: 504,
+    shared.ModelError: 500,
+    shared.ModelNotLoadable: 503,
     shared.NotJson: 400,
     shared.WrongContentType: 415,
     shared.BodyTooLarge: 413,
@@ -45,15 +53,32 @@ STATUS: dict[type[SwitchyardError], int] = {
     ours.FenceLost: 409,
     ours.RoutesInvalid: 422,
     ours.LeaseHeld: 409,
+    ours.ChangeNotFound: 404,
+    ours.ChangeUnderWay: 409,
+    ours.ChangeMovedOn: 409,
+    ours.IdempotencyKeyReused: 422,
+    ours.DataPlaneUnreachable: 503,
     ours.ForeignHost: 403,
     ours.ForeignOrigin: 403,
     ours.SettingsInvalid: 500,
     ours.DemoFailed: 500,
+    ours.ApiError: 500,
+    ours.InputUnusable: 500,
     ours.StartRefused: 500,
     ours.StartFailed: 500,
     ours.UnknownPart: 404,
 }
 RETRY_AFTER_SECONDS = 2
+
+# What can become of any request, and of any that has a body: see guard.py and _invalid.
+EVERY: tuple[type[SwitchyardError], ...] = (ours.ForeignHost, ours.ForeignOrigin, shared.InternalError)
+WITH_BODY: tuple[type[SwitchyardError], ...] = (
+    shared.NotJson,
+    shared.BodyTooSlow,
+    shared.BodyTooLarge,
+    shared.WrongContentType,
+    shared.ValidationFailed,
+)
 
 
 class ErrorBody(BaseModel):
@@ -81,13 +106,15 @@ def response(error: SwitchyardError) -> JSONResponse:
     """The answer for an error of ours."""
     status = status_of(error)
     headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status == 503 else None
+    if isinstance(error, shared.BodyTooLarge | shared.BodyTooSlow):
+        headers = {"Connection": "close"}  # what is still to come of the body is not waited for
     return JSONResponse(jsonable_encoder(error.body()), status, headers)
 
 
 def documented(*kinds: type[SwitchyardError]) -> dict[int | str, dict[str, Any]]:
-    """What OpenAPI says of these errors."""
+    """What OpenAPI says of these errors, besides those that can become of every request."""
     by_status: dict[int | str, dict[str, Any]] = {}
-    for kind in kinds:
+    for kind in dict.fromkeys((*EVERY, *kinds)):
         status = next(STATUS[each] for each in kind.__mro__ if each in STATUS)
         said = by_status.setdefault(status, {"model": ErrorBody, "description": ""})
         said["description"] = ", ".join(filter(None, [said["description"], kind.__name__]))
@@ -109,6 +136,9 @@ async def _ours(_request: Request, error: Exception) -> JSONResponse:
 
 async def _invalid(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)  # noqa: S101 (as above)
+    malformed = next((each for each in error.errors() if each["type"] == "json_invalid"), None)
+    if malformed is not None:
+        return response(shared.NotJson(str(malformed.get("ctx", {}).get("error", malformed["msg"]))))
     fields = [
         {"path": _path(each["loc"]), "problem": each["msg"], "expected": _expected(each)} for each in error.errors()
     ]
@@ -121,11 +151,21 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     if error.status_code == 404:
         body = shared.PathNotFound(request.url.path, sorted(request.app.openapi()["paths"])).body()
     elif error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
-        body = shared.MethodNotAllowed(request.method, sorted(filter(None, allowed.split(", ")))).body()
+        allowed = _methods(request)
+        body = shared.MethodNotAllowed(request.method, allowed).body()
+        return JSONResponse(body, 405, {"Allow": ", ".join(allowed)})
+    elif error.status_code == 400:
+        body = shared.NotJson("it is not UTF-8, or nested too deeply").body()  # all that FastAPI has it for
     else:
         body = {"error": "HttpError", "detail": str(error.detail)}
     return JSONResponse(body, error.status_code, error.headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """Of the whole path: the framework knows those of its first route only, where each method is a route of its own."""
+    template = getattr(request.scope.get("route"), "path", "")
+    described = request.app.openapi()["paths"].get(template, {})
+    return sorted(method.upper() for method in described)
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:

@@ -1,4 +1,7 @@
-"""The outermost layer: no web page reaches this server through a browser, every request has an id and is counted."""
+"""The outermost layer: no web page reaches this server through a browser, every request has an id and is counted.
+
+It also reads the body of each write, within its limits: what stands above has it at once.
+"""
 
 import time
 import uuid
@@ -9,17 +12,20 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from control_plane.api.body import ClientLeft, read_body, replaying
 from control_plane.api.errors import response
 from control_plane.api.metrics import Metrics
 from control_plane.errors import ForeignHost, ForeignOrigin
 from control_plane.settings import Settings
-from serving.errors import SwitchyardError, WrongContentType
+from serving.errors import BodyTooLarge, BodyTooSlow, SwitchyardError, WrongContentType
 from serving.logs import logger, working_on
 
 log = logger(__name__)
 
-_READS = frozenset({"GET", "HEAD", "OPTIONS"})
+# What may change something. Other methods than these and the reads are nowhere answered but with 405.
+_WRITES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
+_LEFT = 499
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -33,6 +39,7 @@ class Guard:
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
+        self._limit = settings.max_body_bytes
         self._hosts = _LOCAL | {settings.host.lower(), *(name.lower() for name in settings.allowed_hosts)}
         self._origins = frozenset(origin.lower().rstrip("/") for origin in settings.allowed_origins)
 
@@ -48,27 +55,41 @@ class Guard:
             await (send({"type": "websocket.close", "code": 1008}) if refused else self._app(scope, receive, send))
             return
         request_id = _request_id(headers.get("x-request-id"))
+        scope.setdefault("state", {})["request_id"] = request_id
         started = time.perf_counter()
         status = [500]
 
         async def send_marked(message: Message) -> None:
             if message["type"] == "http.response.start":
                 status[0] = message["status"]
-                message["headers"] = [*message["headers"], *_HEADERS, (b"x-request-id", request_id.encode())]
+                # An answer that was passed through has an id already, its own.
+                named = any(name == b"x-request-id" for name, _ in message["headers"])
+                ours = _HEADERS if named else [*_HEADERS, (b"x-request-id", request_id.encode())]
+                message["headers"] = [*message["headers"], *ours]
             await send(message)
 
         with working_on(request_id=request_id):
             try:
                 refusal = why_refused(scope["method"], headers, self._hosts, self._origins)
+                if refusal is None and scope["method"] in _WRITES:
+                    receive, refusal = await self._with_body(headers, receive)
                 answer = response(refusal) if refusal else self._app
                 await answer(scope, receive, send_marked)
+            except ClientLeft:
+                status[0] = _LEFT
             finally:
                 self._note(scope, status[0], time.perf_counter() - started)
+
+    async def _with_body(self, headers: Headers, receive: Receive) -> tuple[Receive, SwitchyardError | None]:
+        try:
+            return replaying(await read_body(headers, receive, self._limit), receive), None
+        except (BodyTooLarge, BodyTooSlow) as error:
+            return receive, error
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         route = _template(scope)
         self._metrics.observe(route, scope["method"], status, seconds)
-        write = log.info if status >= 400 or scope["method"] not in _READS else log.debug
+        write = log.info if status >= 400 or scope["method"] in _WRITES else log.debug
         write("request", method=scope["method"], route=route, status=status, seconds=round(seconds, 4))
 
 
@@ -86,7 +107,7 @@ def why_refused(
     origin = headers.get("origin")
     if origin is not None and origin.lower() not in origins and _place(origin) != host.lower():
         return ForeignOrigin(origin)
-    if method not in _READS and _media_type(headers) != "application/json":
+    if method in _WRITES and _media_type(headers) != "application/json":
         return WrongContentType(headers.get("content-type", ""))
     return None
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, Field
 
 from control_plane.api.dependencies import get_services
-from control_plane.api.errors import RETRY_AFTER_SECONDS
+from control_plane.api.errors import RETRY_AFTER_SECONDS, documented
 from control_plane.services import Services
 from serving.errors import SwitchyardError
 
@@ -35,7 +35,7 @@ class Readiness(BaseModel):
     checks: list[Check]
 
 
-@router.get("/health/live", summary="Does the process answer?")
+@router.get("/health/live", summary="Does the process answer?", responses=documented())
 @router.head("/health/live", include_in_schema=False)
 async def live() -> Live:
     """Always 200 while the process can answer at all."""
@@ -43,7 +43,7 @@ async def live() -> Live:
     return Live()
 
 
-@router.get("/health/ready", summary="Can it do its work?", responses={503: {"model": Readiness}})
+@router.get("/health/ready", summary="Can it do its work?", responses={**documented(), 503: {"model": Readiness}})
 @router.head("/health/ready", include_in_schema=False)
 def ready(response: Response, services: Annotated[Services, Depends(get_services)]) -> Readiness:
     """200 when the database can be used; 503 when not. A registry that is down degrades, since what serves goes on."""

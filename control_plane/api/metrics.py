@@ -3,6 +3,7 @@
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from control_plane.api.errors import documented
 from control_plane.services import Services
 from control_plane.storage.aliases import pending_aliases
 from control_plane.storage.routes import read_generation
@@ -55,7 +56,15 @@ class Metrics:
         return generate_latest(self._registry)
 
 
-@router.get("/metrics", summary="Figures of the control plane in the text format of Prometheus")
+@router.get(
+    "/metrics",
+    summary="Figures of the control plane in the text format of Prometheus",
+    response_class=Response,
+    responses={
+        **documented(),
+        200: {"description": "The figures.", "content": {"text/plain": {"schema": {"type": "string"}}}},
+    },
+)
 def read_metrics(request: Request) -> Response:
     """Requests by route and status with their durations, the database's state, pending work."""
     text = request.app.state.metrics.render(request.app.state.services)

@@ -3,15 +3,15 @@
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Query
+from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from control_plane.api.dependencies import get_services
+from control_plane.api.dependencies import ModelId, ServicesOf
 from control_plane.api.errors import documented
-from control_plane.errors import RegistryUnreachable
+from control_plane.errors import RegistryRefused, RegistryUnreachable
 from control_plane.registry import VersionState
-from control_plane.services import Services
-from serving.errors import DatabaseUnavailable, ModelNotFound
+from control_plane.replicas import MEANING, ModelStatus
+from serving.errors import DatabaseUnavailable, ModelNotFound, ValidationFailed
 
 router = APIRouter(prefix="/ml/models", tags=["models"])
 
@@ -34,7 +34,9 @@ class ModelBody(BaseModel):
     version: str | None = Field(
         description="The version with the largest share; null while it is unserved.", examples=["3"]
     )
-    status: str = Field(description="ready, degraded, down, loading or unserved", examples=["unserved"])
+    status: ModelStatus = Field(
+        description=". ".join(f"{status.value}: {said}" for status, said in MEANING.items()), examples=["ready"]
+    )
     routes: list[RouteBody]
     aliases: dict[str, str] = Field(description="alias -> version", examples=[{"champion": "3", "previous": "2"}])
 
@@ -119,10 +121,7 @@ class VersionList(BaseModel):
     )
 
 
-ServicesOf = Annotated[Services, Depends(get_services)]
-
-
-@router.get("", summary="Every model", responses=documented(DatabaseUnavailable))
+@router.get("", summary="Every model", responses=documented(RegistryRefused, DatabaseUnavailable))
 def list_models(services: ServicesOf) -> ModelList:
     """What is registered, and what of it serves. Answers with what we know ourselves while the registry is down."""
     found = services.versions.models()
@@ -132,11 +131,11 @@ def list_models(services: ServicesOf) -> ModelList:
 @router.get(
     "/{model_id}/versions",
     summary="The versions of a model",
-    responses=documented(ModelNotFound, DatabaseUnavailable, RegistryUnreachable),
+    responses=documented(ModelNotFound, RegistryRefused, ValidationFailed, DatabaseUnavailable, RegistryUnreachable),
 )
 def list_versions(
     services: ServicesOf,
-    model_id: Annotated[str, Path(examples=["flights"])],
+    model_id: ModelId,
     limit: Annotated[int, Query(ge=1, le=500, description="How many at most.")] = 100,
     before: Annotated[
         str | None, Query(pattern=r"^\d{1,18}$", description="Only versions older than this one.")

@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
 from control_plane.registry.gateway import RegistryVersion, VersionFacts
+from control_plane.replicas import ModelStatus
 from serving.routing import Route
 from serving.store import ModelVersionRow
 
@@ -52,7 +53,7 @@ class ModelSummary:
 
     model_id: str
     version: str | None  # the one with the largest share
-    status: str
+    status: ModelStatus
     routes: list[Route]
     aliases: dict[str, str]
 
@@ -73,9 +74,7 @@ def by_version(aliases: dict[str, str]) -> dict[str, list[str]]:
     return found
 
 
-def summarise(model_id: str, routes: list[Route], aliases: dict[str, str]) -> ModelSummary:
-    # No replica reports what it holds yet, so routes alone do not make a model ready.
-    status = "down" if routes else "unserved"
+def summarise(model_id: str, routes: list[Route], aliases: dict[str, str], status: ModelStatus) -> ModelSummary:
     return ModelSummary(model_id, routes[0].version if routes else None, status, routes, aliases)
 
 

@@ -20,9 +20,11 @@ from control_plane.errors import (
 from control_plane.registry.gateway import Registry, RegistryVersion
 from control_plane.registry.listing import NO_FACTS, Listing, ModelSummary, Version, by_version, merge, summarise
 from control_plane.registry.projection import AliasMove, find_alias_moves, project_aliases
+from control_plane.replicas import ModelStatus
 from control_plane.storage.aliases import wanted_aliases
 from control_plane.storage.installation import read_installation
 from control_plane.storage.routes import read_routes
+from control_plane.storage.statuses import read_statuses
 from serving.artifacts import Artifact, ArtifactStore
 from serving.errors import ArtifactDamaged, ArtifactMissing, ModelNotFound
 from serving.logs import logger
@@ -67,13 +69,20 @@ class VersionManager:
             routes = read_routes(session)
             kept = set(session.exec(select(ModelVersionRow.model_id)))
             ours = wanted_aliases(session)
+            statuses = read_statuses(session, routes)
         try:
             shown, unavailable = self._registry.models(), {}
         except RegistryUnreachable as error:
             shown, unavailable = {}, {"registry": error.detail}
         names = sorted(kept | shown.keys())
         summaries = [
-            summarise(name, routes.get(name, []), _overlaid(shown.get(name, {}), ours.get(name, {}))) for name in names
+            summarise(
+                name,
+                routes.get(name, []),
+                _overlaid(shown.get(name, {}), ours.get(name, {})),
+                statuses.get(name, ModelStatus.UNSERVED),
+            )
+            for name in names
         ]
         return Listing(summaries, unavailable)
 

@@ -7,8 +7,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Session, col
 
 from control_plane.errors import LeaseHeld
-from control_plane.storage.clock import database_now_ms
 from control_plane.storage.tables import LeaseRow
+from serving.store.clock import database_now_ms
 
 
 @dataclass(frozen=True)

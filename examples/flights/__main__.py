@@ -1,19 +1,25 @@
-"""Command line of the example: `python -m examples.flights train --months 1-3`."""
+"""Command line of the example: `python -m examples.flights train --months 1-3`, then `replay --month 4`."""
 
+import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from examples.flights.data import CACHE_FOLDER, DataMissing, MonthsInvalid, parse_months
-from examples.flights.register import RegisteredFlights, RegistryError, ensure_version, set_alias
-from examples.flights.training import HOLDOUT, Kind, Labels
+from examples.flights.data import CACHE_FOLDER, MODEL, DataMissing, Kind, Labels, MonthsInvalid, parse_months
+from examples.flights.replay import NothingAnswers, name_run, read_questions, report
+from examples.flights.replay import replay as send
+
+if TYPE_CHECKING:
+    from examples.flights.register import RegisteredFlights
 
 # 2 is typer's own, for arguments that are wrong.
-EXIT_REGISTRY = 3
+EXIT_FAILED = 1
+EXIT_REGISTRY = EXIT_SERVER = 3
 EXIT_DATA = 4
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
@@ -40,10 +46,10 @@ def train(
 
     Exits with 2 if an argument is wrong, 3 if the registry cannot be reached or refuses, 4 if the data is missing.
     """
-    try:
-        chosen = parse_months(months)
-    except MonthsInvalid as error:
-        raise typer.BadParameter(str(error), param_hint="--months") from error
+    chosen = _months(months, "--months")
+    # Here, not above: a replay needs none of it, and scikit-learn takes seconds to import.
+    from examples.flights.register import RegistryError, ensure_version, set_alias
+
     console = Console()
     try:
         with console.status("working"):
@@ -66,7 +72,82 @@ def train(
         _report(console, registered, alias)
 
 
-def _report(console: Console, registered: RegisteredFlights, alias: str | None) -> None:
+@app.command()
+def replay(
+    month: Annotated[str, typer.Option(help="Month of 2013 to replay, such as 4, or a range, such as 4-6.")] = "4",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="How many flights, spread over the month; default: all of them.")
+    ] = None,
+    url: Annotated[str, typer.Option(help="Where predictions are answered.")] = "http://127.0.0.1:8000",
+    model: Annotated[str, typer.Option(help="Name of the model that serves.")] = MODEL,
+    connections: Annotated[int, typer.Option(min=1, max=64, help="Connections to send over.")] = 8,
+    run: Annotated[
+        str | None,
+        typer.Option(help="Name of this replay; the same name makes the same requests again. Default: the time."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,  # noqa: FBT002
+    cache_folder: Annotated[Path, typer.Option(help="Where tables are kept.")] = CACHE_FOLDER,
+) -> None:
+    """Send real flights to a served model, one request each in order of departure, and measure what comes back.
+
+    Exits with 1 if a request failed, 2 if an argument is wrong, 3 if nothing answers, 4 if the data is missing.
+    """
+    chosen, named = _months(month, "--month"), run or name_run()
+    try:
+        questions = read_questions(chosen, limit, named, cache_folder)
+        with _bar() as bar:
+            task = bar.add_task(f"replaying flights of month {month}", total=len(questions))
+            traffic = send(
+                url, questions, model=model, connections=connections, progress=lambda more: bar.advance(task, more)
+            )
+    except DataMissing as error:
+        _fail(str(error), EXIT_DATA)
+    except NothingAnswers as error:
+        _fail(str(error), EXIT_SERVER)
+    else:
+        found = {"run": named, **report(questions, traffic)}
+        if as_json:
+            sys.stdout.write(json.dumps(found, indent=2) + "\n")
+        else:
+            _show(found)
+        sys.exit(EXIT_FAILED if found["failed"] else 0)
+
+
+def _bar() -> Progress:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True))
+
+
+def _show(found: dict[str, Any]) -> None:
+    quality, latency = found["quality"], found["latency_ms"]
+    table = Table("replay", show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_row("requests", f"{found['requests']:,}, {found['failed']:,} failed, {found['retried']:,} asked again")
+    table.add_row("latency", ", ".join(f"{name} {_figure(value, 1)} ms" for name, value in latency.items()))
+    table.add_row("throughput", f"{found['requests_per_second']:,.0f} requests/s in {found['seconds']:.1f} s")
+    for name in ("accuracy", "roc_auc", "brier", "predicted_late", "late"):
+        table.add_row(name, _figure(quality[name], 3))
+    table.add_row("of flights", f"{quality['flights']:,} that arrived")
+    table.add_row("run", found["run"])
+    console = Console()
+    console.print(table)
+    for problem, count in found["problems"].items():
+        console.print(f"{count} x {problem}", style="red", markup=False)
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _months(text: str, option: str) -> range:
+    try:
+        return parse_months(text)
+    except MonthsInvalid as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
+
+
+def _report(console: Console, registered: "RegisteredFlights", alias: str | None) -> None:
+    from examples.flights.training import HOLDOUT
+
     table = Table(f"last {HOLDOUT.days} days, held out")
     table.add_column("value", justify="right")
     for name, value in registered.metrics.items():

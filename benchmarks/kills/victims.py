@@ -22,7 +22,13 @@ FAILED = "failed"
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
-    ["benchmarks.kills.routes", "benchmarks.kills.artifacts", "benchmarks.kills.schema", "psycopg"]
+    [
+        "benchmarks.kills.routes",
+        "benchmarks.kills.artifacts",
+        "benchmarks.kills.schema",
+        "benchmarks.kills.spool",
+        "psycopg",
+    ]
 )
 _END_GUARD = 30.0
 

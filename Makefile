@@ -30,8 +30,9 @@ check: $(VENV)/.dev ## format, lint, types, import contracts, then every test
 	$(BIN)/lint-imports
 	$(MAKE) --no-print-directory test
 
-bench: $(VENV)/.dev ## measure start-up times and memory of each process, and write docs/performance.md
+bench: $(VENV)/.dev ## measure start-up, memory, and predictions beside peers; ARGS=--write puts them into docs/performance.md
 	$(BIN)/python -m benchmarks.startup $(ARGS)
+	$(BIN)/python -m benchmarks.serving $(ARGS)
 
 chaos: $(VENV)/.dev ## kill real processes, the parent too, and look for what was lost or left over
 	$(BIN)/python -m benchmarks.chaos $(ARGS)

@@ -1,10 +1,13 @@
 """What many tests share: real databases, a real registry. Started once a session, ended with it."""
 
 import logging
+import multiprocessing
 import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +16,32 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 
 import psycopg
 import pytest
+from sqlalchemy.engine import make_url
 
 from control_plane.storage.setup import create_database
 from serving.store import Database, open_database
 from tests.processes import BIN, answers, clean_environment, free_port, running, wait_until
+
+# One fork server for the whole session, with all that any test starts from it: whichever comes first would else decide
+# what the others have to import anew in each process.
+multiprocessing.set_forkserver_preload(
+    ["serving.worker_process", "sklearn.ensemble", "sklearn.pipeline", "serving.agent.process", "serving.shipper"]
+)
+
+
+SHARED = ("stack", "house", "mlflow_server", "prefect_server")
+"""Fixtures that take long to start."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two processes share the tests by files, and files that share something costly stay together: it starts once."""
+    groups: dict[Path, str] = {}
+    for item in items:
+        asked = [name for name in SHARED if name in getattr(item, "fixturenames", ())]
+        if asked:
+            groups.setdefault(item.path, asked[0])
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(groups.get(item.path, str(item.path))))
 
 
 @pytest.fixture(autouse=True)
@@ -49,26 +74,54 @@ def postgresql() -> Iterator[str]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The address of a database that holds nothing yet; on SQLite the file does not exist."""
+    """The address of a database that holds nothing yet (on SQLite the file does not exist), or what `database` holds.
+
+    That one is a copy: to migrate each anew would take minutes in all.
+    """
+    at_current_schema = "database" in request.fixturenames
     if request.param == "sqlite":
+        if at_current_schema:
+            shutil.copy(request.getfixturevalue("migrated_file"), tmp_path / "switchyard.db")
         yield f"sqlite:///{tmp_path / 'switchyard.db'}"
         return
-    admin = request.getfixturevalue("postgresql")
-    name = f"switchyard_{uuid.uuid4().hex[:8]}"
-    with psycopg.connect(admin, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    yield _with_database(admin, name)
-    with psycopg.connect(admin, autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    template = request.getfixturevalue("migrated_database") if at_current_schema else "template1"
+    with _own_database(request.getfixturevalue("postgresql"), template) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite database of ours at the current schema, to be copied."""
+    file = tmp_path_factory.mktemp("migrated") / "switchyard.db"
+    create_database(f"sqlite:///{file}", timeout=5)
+    return file
+
+
+@pytest.fixture(scope="session")
+def migrated_database(postgresql: str) -> Iterator[str]:
+    """The same on PostgreSQL: the name of a database to make others from."""
+    with _own_database(postgresql) as url:
+        create_database(url, timeout=5)
+        yield str(make_url(url).database)
 
 
 @pytest.fixture
 def database(database_url: str) -> Iterator[Database]:
     """A database of ours, at the current schema."""
-    create_database(database_url, timeout=5)
     opened = open_database(database_url, timeout=5)
     yield opened
     opened.close()
+
+
+@contextmanager
+def _own_database(admin: str, template: str = "template1") -> Iterator[str]:
+    """The address of a database on this server; it is gone afterwards, and so is whoever still uses it."""
+    name = f"switchyard_{uuid.uuid4().hex[:8]}"
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield make_url(admin).set(database=name).render_as_string(hide_password=False)
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @dataclass(frozen=True)
@@ -92,10 +145,3 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowSe
     with running(command, log=folder / "server.log", environment=environment):
         wait_until(lambda: answers(f"{server.uri}/health"), "MLflow to answer", 120)
         yield server
-
-
-def _with_database(url: str, name: str) -> str:
-    """The same server, another database."""
-    from sqlalchemy.engine import make_url
-
-    return make_url(url).set(database=name).render_as_string(hide_password=False)

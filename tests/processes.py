@@ -1,6 +1,8 @@
 """Real servers for tests: free ports, started processes that are always ended, waiting for conditions."""
 
+import itertools
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -20,10 +22,22 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A port of 127.0.0.1 that nobody listens on now; another one each time.
+
+    Below those that the kernel hands to outgoing connections, one of which might be made before our server has started;
+    and of another range in each process that pytest spreads the tests over.
+    """
+    for _ in range(_RANGE):
+        port = _FIRST_PORT + next(_turns) % _RANGE
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
+
+
+_RANGE = 3_500
+_FIRST_PORT = 18_000 + _RANGE * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 4)
+_turns = itertools.count(random.randrange(_RANGE))
 
 
 Answer = TypeVar("Answer")

@@ -5,10 +5,15 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.processes import BIN, clean_environment, end_tree, free_port, running, wait_until
+
+if TYPE_CHECKING:  # they take seconds to import, and most tests here do without
+    from tests.e2e.house import ServingHouse
+    from tests.models import Zoo
 
 
 @dataclass(frozen=True)
@@ -57,3 +62,23 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         process.wait(120)
         end_tree(process)
     assert process.returncode == 0, output.read_text()
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> "Zoo":
+    """Small real models of every kind."""
+    from tests.models import Zoo
+
+    return Zoo(tmp_path_factory.mktemp("zoo"))
+
+
+@pytest.fixture(scope="session")
+def house(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[ServingHouse]":
+    """A data plane for every test that only asks it; each brings models of its own names."""
+    from tests.e2e.house import ServingHouse
+
+    built = ServingHouse(tmp_path_factory.mktemp("house"))
+    try:
+        yield built
+    finally:
+        built.end()

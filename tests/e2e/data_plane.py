@@ -1,9 +1,9 @@
 """A real data plane in a process of its own, for tests that need one."""
 
+import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,8 +15,12 @@ import httpx
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-GUARD = 15.0
-"""Seconds after which a condition that should come within three is given up."""
+from control_plane.storage.setup import create_database
+from serving.errors import SwitchyardError
+from tests.processes import free_port
+
+GUARD = 60.0
+"""Seconds after which a condition that should come within twelve is given up."""
 
 Found = TypeVar("Found")
 
@@ -36,12 +40,6 @@ def eventually(condition: Callable[[], Found | None], what: str, within: float =
     raise AssertionError(f"not within {within:g} s: {what}")
 
 
-def free_port() -> int:
-    """A port that nobody uses just now."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
 class DataPlane:
     """`python -m serving` with settings of its own; `end()` leaves no process behind, whatever happened."""
 
@@ -50,6 +48,9 @@ class DataPlane:
         self.port = settings.pop("data_plane_port", None) or free_port()
         self.data_folder = settings.pop("data_folder", folder / "data")
         self.log = folder / "log.jsonl"
+        if "database_url" not in settings:
+            with contextlib.suppress(SwitchyardError):  # a folder that cannot be written to is a case of its own
+                create_database(f"sqlite:///{Path(self.data_folder) / 'switchyard.db'}", timeout=5)
         settings |= {"data_folder": self.data_folder, "data_plane_port": self.port}
         env = {name: value for name, value in os.environ.items() if not name.startswith("SWITCHYARD_")}
         env |= {f"SWITCHYARD_{name.upper()}": str(value) for name, value in settings.items()}

@@ -34,7 +34,19 @@ def test_help_and_version() -> None:
     """The first thing typed."""
     ran = switchyard("--help")
     assert ran.returncode == 0
-    for command in ("up", "demo", "logs", "doctor", "settings", "database"):
+    for command in (
+        "up",
+        "demo",
+        "models",
+        "versions",
+        "status",
+        "promote",
+        "predict",
+        "logs",
+        "doctor",
+        "settings",
+        "database",
+    ):
         assert command in ran.stdout
     assert switchyard("version").stdout.startswith("switchyard 0.")
     refused(switchyard("upp"), 2, "No such command 'upp'")

@@ -17,6 +17,7 @@ BLOCKS = re.findall(r"```bash( background)?\n(.*?)```", README, re.DOTALL)
 PORTS = {"8000": "DATA_PLANE", "8080": "CONTROL_PLANE", "4200": "PREFECT", "5000": "MLFLOW"}
 
 
+@pytest.mark.timeout(900)  # it trains two models and starts everything twice
 def test_every_command_works_in_order(tmp_path: Path) -> None:
     """The README is the first thing a user tries, and often the last."""
     if not (ROOT / ".venv" / "bin" / "switchyard").exists() or shutil.which("make") is None:
@@ -46,14 +47,17 @@ def _on(ports: dict[str, str], command: str) -> str:
     """The command with this test's ports in place of the usual ones."""
     for usual, port in ports.items():
         command = command.replace(f"127.0.0.1:{usual}", f"127.0.0.1:{port}")
-    if "examples.flights" in command:  # its default is our usual port
+    # Their defaults are our usual ports.
+    if "examples.flights train" in command:
         command += f" --tracking-uri http://127.0.0.1:{ports['5000']}"
+    if "examples.flights replay" in command:
+        command += f" --url http://127.0.0.1:{ports['8000']}"
     return command
 
 
 def _run(command: str, environment: dict[str, str]) -> None:
     ran = subprocess.run(
-        command, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
+        command, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
     assert ran.returncode == 0, f"{command}\n{ran.stdout[-3000:]}\n{ran.stderr[-3000:]}"
 

@@ -5,6 +5,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -18,14 +19,13 @@ from control_plane import errors as ours
 from control_plane.api.errors import STATUS, status_of
 from control_plane.api.guard import why_refused
 from control_plane.app import create_app
-from control_plane.registry import VersionManager
-from control_plane.services import Services
+from control_plane.services import Services, wire
 from control_plane.settings import Settings
 from control_plane.storage.aliases import want_aliases
 from control_plane.storage.setup import create_database
 from serving import errors as shared
+from serving.answers import STATUS_OF
 from serving.artifacts import ArtifactStore
-from serving.endpoint import STATUS_OF
 from serving.errors import SwitchyardError
 from serving.store import open_database
 from tests.fakes import FakeRegistry
@@ -45,7 +45,7 @@ def services(tmp_path: Path, registry: FakeRegistry) -> Services:
     create_database(settings.resolved_database_url, 5)
     database = open_database(settings.resolved_database_url, settings.database_timeout)
     artifacts = ArtifactStore(settings.resolved_artifact_folder)
-    return Services(settings, database, registry, artifacts, VersionManager(database, registry, artifacts))
+    return wire(settings, database, registry, artifacts)
 
 
 @pytest.fixture
@@ -197,7 +197,7 @@ def test_own_and_allowed_origins_pass(services: Services) -> None:
     settings = services.settings.model_copy(
         update={"allowed_hosts": ["ml.example"], "allowed_origins": ["https://ml.example/"]}
     )
-    with TestClient(create_app(Services(settings, *list(vars(services).values())[1:])), base_url=HERE) as client:
+    with TestClient(create_app(replace(services, settings=settings)), base_url=HERE) as client:
         assert client.get("/ml/models", headers={"Origin": HERE}).status_code == 200
         named = {"Host": "ml.example", "Origin": "https://ml.example"}
         assert client.get("/ml/models", headers=named).status_code == 200

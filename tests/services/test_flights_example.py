@@ -219,7 +219,7 @@ class TestTraining:
         assert training.measure(bad.pipeline, data.select_labelled(flights, [7]))["roc_auc"] < 0.4
 
     @pytest.mark.parametrize("kind", ["boosting", "logistic"])
-    def test_gaps_and_strings_never_seen_get_an_answer(self, kind: training.Kind, cache: Path) -> None:
+    def test_gaps_and_strings_never_seen_get_an_answer(self, kind: data.Kind, cache: Path) -> None:
         """A new airline, or a weather station that is down, would be a 500 for the user."""
         trained = training.train([2], kind, rows=ROWS, cache_folder=cache)
         rows = trained.reference[data.FEATURES].head(3).copy()

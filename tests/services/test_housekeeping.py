@@ -10,8 +10,7 @@ import pytest
 
 from control_plane.errors import RegistryUnreachable
 from control_plane.housekeeping import discard_unused_artifacts, tidy_database, verify_kept_versions
-from control_plane.registry import VersionManager
-from control_plane.services import Services
+from control_plane.services import Services, wire
 from control_plane.settings import Settings
 from control_plane.storage.installation import read_installation
 from control_plane.storage.setup import create_database
@@ -30,11 +29,10 @@ def registry() -> FakeRegistry:
 
 @pytest.fixture
 def services(database: Database, registry: FakeRegistry, tmp_path: Path) -> Services:
-    artifacts = ArtifactStore(tmp_path / "artifacts")
-    versions = VersionManager(database, registry, artifacts)
-    versions.prepare("flights", "1")
-    versions.prepare("flights", "2")
-    return Services(Settings(data_folder=tmp_path), database, registry, artifacts, versions)
+    services = wire(Settings(data_folder=tmp_path), database, registry, ArtifactStore(tmp_path / "artifacts"))
+    services.versions.prepare("flights", "1")
+    services.versions.prepare("flights", "2")
+    return services
 
 
 def damage(services: Services, version: str) -> None:

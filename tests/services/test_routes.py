@@ -11,12 +11,12 @@ from sqlalchemy.exc import IntegrityError
 
 from control_plane.errors import FenceLost, LeaseHeld, RoutesInvalid
 from control_plane.storage.aliases import confirm_alias, pending_aliases, settled_aliases, want_aliases, wanted_aliases
-from control_plane.storage.clock import database_now_ms
 from control_plane.storage.leases import Lease, release_lease, take_lease
 from control_plane.storage.routes import lease_name, read_generation, read_routes, write_routes
 from control_plane.storage.tables import LeaseRow, RouteWriteRow
 from serving.routing import Route
 from serving.store import Database, RouteRow
+from serving.store.clock import database_now_ms
 from tests.rows import kept_version
 
 

@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from control_plane.supervision.state import read_state
+from tests.processes import free_port
 
 STACK = Path(__file__).with_name("supervised_stack.py")
 # Makes standard input the terminal that Ctrl-C comes from, then becomes the command that follows.
@@ -446,7 +447,7 @@ def test_ctrl_c_in_a_terminal_is_quiet(stack: Stack) -> None:
 
 def test_prefect_and_mlflow_start_and_end(tmp_path: Path) -> None:
     """What holds for stand-ins would not hold for the servers that we do not write ourselves."""
-    ports = free_ports(2)
+    ports = [free_port(), free_port()]
     stack = Stack(tmp_path / "home", start_timeout=150, prefect_port=ports[0], mlflow_port=ports[1])
     try:
         process = stack.start({"real": "prefect"}, {"real": "mlflow"})
@@ -471,14 +472,3 @@ def test_prefect_and_mlflow_start_and_end(tmp_path: Path) -> None:
         assert "\\u001b" not in (stack.home / "logs" / "mlflow.log").read_text()
     finally:
         stack.clean_up()
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()

@@ -204,3 +204,17 @@ def test_keeping_the_same_bytes_again_makes_them_young(store: ArtifactStore) -> 
     os.utime(store.root / "sha256" / digest, (0, 0))
     store.put(lambda folder: (folder / "x").write_text("1"))
     assert store.age(digest) < 60
+
+
+def test_a_repaired_folder_still_belongs_to_everybody_who_kept_it(store: ArtifactStore) -> None:
+    """Housekeeping of one installation would remove what another one serves, once a damaged copy was replaced."""
+
+    def same(folder: Path) -> None:
+        (folder / "model.pkl").write_bytes(b"model")
+
+    kept = store.put(same, "first")
+    store.put(same, "second")
+    damage(kept, "model.pkl", b"damage")
+    store.put(same, "first")
+    store.verify(kept.digest)
+    assert not store.is_only_of(kept.digest, "first")

@@ -71,6 +71,9 @@ def test_passwords_in_addresses_never_show(user: str, password: str) -> None:
     [
         ("postgresql://u:p@ss@h/db", "postgresql://u:***@h/db"),
         ("redis://:pw@h", "redis://:***@h"),
+        ("postgresql://u:000#@h/db", "postgresql://u:***@h/db"),
+        ("postgresql://u:12/34@h/db", "postgresql://u:***@h/db"),
+        ("http://u:12?3@h/", "http://u:***@h/"),
         ("postgresql://h/db?user=u&password=pw", "postgresql://h/db?user=u&password=***"),
         ("http://127.0.0.1:5000/models/flights@champion", "http://127.0.0.1:5000/models/flights@champion"),
     ],

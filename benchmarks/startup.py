@@ -1,9 +1,9 @@
 """How long the real stack takes to start and to end, and what it costs while it does nothing. Run by `make bench`.
 
-    python -m benchmarks.startup [--runs N]
+    python -m benchmarks.startup [--runs N] [--write]
 
-Starts everything through `switchyard up` on an empty data folder, then N times on the same one, prints the figures and
-writes them into docs/performance.md. Status 1 when a later start took longer than the target.
+Starts everything through `switchyard up` on an empty data folder, then N times on the same one, and prints the figures.
+With --write they go into docs/performance.md. Status 1 when a later start took longer than the target.
 """
 
 import argparse
@@ -53,10 +53,9 @@ class Start:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure, print, write the page; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.startup", description=__doc__)
-    parser.add_argument("--runs", type=int, default=3, help="starts after the first one (default: 3)")
-    runs = max(1, parser.parse_args(arguments).runs)
+    """Measure, print, perhaps write the page; the exit status."""
+    options = _options(arguments)
+    runs = max(1, options.runs)
     console = Console()
     with interruptible(), fresh_stack() as stack:
         starts: list[Start] = []
@@ -66,9 +65,17 @@ def main(arguments: Sequence[str]) -> int:
             starts.append(start)
             console.print(f"start {number + 1}: {start.to_table:.1f} s to the table, {start.to_gone:.1f} s to end")
     _show(console, starts, costs)
-    pages.write_section(_PAGE, "startup", _section(starts, costs, arguments))
-    console.print(f"written into docs/{_PAGE.name}")
+    if options.write:
+        pages.write_section(_PAGE, "startup", _section(starts, costs, arguments))
+        console.print(f"written into docs/{_PAGE.name}")
     return int(not _is_met(starts))
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.startup", description=__doc__)
+    parser.add_argument("--runs", type=int, default=3, help="starts after the first one (default: 3)")
+    parser.add_argument("--write", action="store_true", help="write the figures into docs/performance.md")
+    return parser.parse_args(arguments)
 
 
 def _measure(stack: Stack, *, with_costs: bool) -> tuple[Start, dict[str, Cost]]:

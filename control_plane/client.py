@@ -9,7 +9,7 @@ from urllib.parse import quote
 import httpx
 import orjson
 
-from control_plane.errors import ApiNotReady, ApiRefused, ApiUnreachable
+from control_plane.errors import ApiNotReady, ApiRefused, ApiUnreachable, InputUnusable
 
 Json = dict[str, Any]
 """One JSON object, in the shape that the API documents."""
@@ -30,6 +30,7 @@ class Client:
         ApiUnreachable: nothing answers there, or the connection broke.
         ApiNotReady: 429 or 503; worth another try.
         ApiRefused: any other answer but 2xx.
+        InputUnusable: what should be sent is nothing that JSON can carry.
     """
 
     def __init__(self, url: str, connections: int = 10, timeout: float = _LONGEST_SECONDS) -> None:
@@ -117,7 +118,7 @@ class Client:
         return self._ask("POST", f"/v2/models/{_quoted(model_id)}/versions/{_quoted(version)}/infer", question)
 
     def _ask(self, method: str, path: str, body: Json | None = None, query: dict[str, str] | None = None) -> Json:
-        content = None if body is None else orjson.dumps(body, default=str)
+        content = None if body is None else _written(body)
         headers = {} if body is None else {"Content-Type": "application/json"}
         try:
             answer = self._http.request(method, path, content=content, headers=headers, params=query)
@@ -129,7 +130,14 @@ class Client:
 
 
 def _quoted(name: str) -> str:
-    return quote(name, safe="")
+    return quote(name, safe="", errors="surrogateescape")  # bytes of the command line that are no text, as they are
+
+
+def _written(body: Json) -> bytes:
+    try:
+        return orjson.dumps(body, default=str)
+    except TypeError as error:  # also orjson.JSONEncodeError
+        raise InputUnusable("what was given", f"cannot be sent as JSON: {error}") from error
 
 
 def _read(answer: httpx.Response) -> Json:

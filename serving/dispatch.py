@@ -122,14 +122,11 @@ class Dispatcher:
         Does not wait for the slowest: the rest get 50 ms more, so that `workers` is complete when all are well.
         """
         limit = time.monotonic() + deadline
-        waiting = {lane.ping() for lane in self._lanes.values()}
-        answered = False
-        while waiting and not answered and time.monotonic() < limit:
-            left = limit - time.monotonic()
-            done, waiting = await asyncio.wait(waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            answered = any(each.result() for each in done)
-        if waiting and answered:
-            await asyncio.wait(waiting, timeout=_STRAGGLERS)
+        answered, asked = False, set[Lane]()
+        # Who has just handed over to a successor does not answer any more: then the successor is asked.
+        while not answered and not asked.issuperset(self._lanes.values()) and time.monotonic() < limit:
+            asked.update(self._lanes.values())
+            answered = await _any_pong({lane.ping() for lane in self._lanes.values()}, limit)
         return answered or any(self._is_busy(lane) for lane in self._lanes.values())
 
     def workers(self) -> list[dict[str, Any]]:
@@ -290,6 +287,19 @@ class Dispatcher:
         self._on_connected(connected)
         if connected == len(self._addresses):
             self._all_connected.set()
+
+
+async def _any_pong(waiting: "set[asyncio.Future[bool]]", limit: float) -> bool:
+    """Whether one of them is answered before `limit`; false as soon as no lane is left to answer."""
+    answered = False
+    while waiting and not answered and time.monotonic() < limit:
+        done, waiting = await asyncio.wait(
+            waiting, timeout=limit - time.monotonic(), return_when=asyncio.FIRST_COMPLETED
+        )
+        answered = any(each.result() for each in done)
+    if waiting and answered:
+        await asyncio.wait(waiting, timeout=_STRAGGLERS)
+    return answered
 
 
 def _burden(lane: Lane, stuck_before: float) -> tuple[int, int]:

@@ -3,16 +3,17 @@
 import csv
 import io
 import math
+import os
 import sys
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
 
-from control_plane.commands.columns import Column, find_missing, find_unknown, value_of
+from control_plane.commands.columns import Column, carried, find_missing, find_unknown, value_of
 from control_plane.errors import InputUnusable
 
 
@@ -76,28 +77,20 @@ class RowFile:
 
 @contextmanager
 def open_rows(name: str, wanted: Wanted) -> Iterator[RowFile]:
-    """The rows of a file; `-` is standard input.
+    """The rows of a file or a pipe; `-` is standard input.
 
     Raises:
         InputUnusable: there is no such file, it holds no rows, is none of the formats, or has the wrong columns.
             Raised while rows are read too, where only then it shows.
     """
     source = "standard input" if name == "-" else name
-    try:
+    with ExitStack() as stack:
         if name == "-":
-            yield _opened(source, _seekable(sys.stdin.buffer), None, wanted)
-            return
-        with (
-            Path(name).open("rb") as file,
-            closing(_opened(source, file, Path(name).stat().st_size, wanted)) as opened,
-        ):
-            yield opened
-    except OSError as error:
-        if error.filename is None or str(error.filename) != name:
-            raise
-        raise InputUnusable(source, f"cannot be read ({error.strerror or error})") from error
-    except UnicodeDecodeError as error:
-        raise InputUnusable(source, f"is no UTF-8 text (byte {error.object[error.start]:#x})") from error
+            file: BinaryIO = sys.stdin.buffer
+        else:
+            with _blaming(source):
+                file = stack.enter_context(Path(name).open("rb"))
+        yield stack.enter_context(closing(_opened(source, file, wanted)))
 
 
 def batches(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
@@ -112,31 +105,46 @@ def batches(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
         yield batch
 
 
-def _seekable(stream: BinaryIO) -> BinaryIO:
-    return stream if stream.seekable() else io.BytesIO(stream.read())
+@contextmanager
+def _blaming(source: str) -> Iterator[None]:
+    """What goes wrong in here is the file's fault; an OSError of anything else, as of a closed terminal, is not."""
+    try:
+        yield
+    except OSError as error:
+        raise InputUnusable(source, f"cannot be read ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
+        raise InputUnusable(source, f"is no UTF-8 text (byte {error.object[error.start]:#x})") from error
 
 
-def _opened(source: str, file: BinaryIO, size: int | None, wanted: Wanted) -> RowFile:
+def _opened(source: str, given: BinaryIO, wanted: Wanted) -> RowFile:
+    with _blaming(source):
+        is_file = given.seekable()  # a pipe gives its bytes once, and its format only shows in them
+        file = given if is_file else io.BytesIO(given.read())
+        size = os.fstat(given.fileno()).st_size if is_file else None
+        rows = _read(source, file, wanted)
+        first = next(rows, None)  # what is wrong with the columns shows now, before anything is sent
+    if first is None:
+        raise InputUnusable(source, "has no rows")
+    return RowFile(source, _again(source, first, rows), size, file)
+
+
+def _read(source: str, file: BinaryIO, wanted: Wanted) -> Iterator[Row]:
     begin = file.read(4096)
     file.seek(0)
     text = begin.removeprefix(b"\xef\xbb\xbf").lstrip()
     if not text:
         raise InputUnusable(source, "is empty")
     if begin.startswith(b"PAR1"):
-        rows = _parquet(source, file, wanted)
-    elif text[:1] in (b"[", b"{"):
-        rows = _json(source, file, wanted)
-    else:
-        rows = _csv(source, file, wanted)
-    first = next(rows, None)  # what is wrong with the columns shows now, before anything is sent
-    if first is None:
-        raise InputUnusable(source, "has no rows")
-    return RowFile(source, _again(first, rows), size, file)
+        return _parquet(source, file, wanted)
+    if text[:1] in (b"[", b"{"):
+        return _json(source, file, wanted)
+    return _csv(source, file, wanted)
 
 
-def _again(first: Row, rest: Iterator[Row]) -> Generator[Row, None, None]:
+def _again(source: str, first: Row, rest: Iterator[Row]) -> Generator[Row, None, None]:
     yield first
-    yield from rest
+    with _blaming(source):
+        yield from rest
 
 
 def _csv(source: str, file: BinaryIO, wanted: Wanted) -> Iterator[Row]:
@@ -239,14 +247,18 @@ def _parquet(source: str, file: BinaryIO, wanted: Wanted) -> Iterator[Row]:
         for part in table.iter_batches(batch_size=1000, columns=names):
             for record in part.to_pylist():
                 number += 1
-                yield Row(number, {name: _plain(value) for name, value in record.items()})
+                yield _parquet_row(number, record, is_typed=wanted.columns is not None)
     except pa.ArrowException as error:
         raise InputUnusable(source, f"is no readable Parquet file ({error})") from error
 
 
-def _plain(value: Any) -> Any:
-    """JSON has no NaN; a missing value is null."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _parquet_row(number: int, record: dict[str, Any], *, is_typed: bool) -> Row:
+    values = {name: carried(value) for name, value in record.items()}
+    for name, value in record.items():
+        # Only a column that is known to hold numbers takes the text for one.
+        if not is_typed and isinstance(value, float) and math.isinf(value):
+            return Row(number, {}, f"{name}: is infinite, which a model without a signature of columns cannot be sent")
+    return Row(number, values)
 
 
 def _listed(names: list[str]) -> str:

@@ -16,6 +16,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from control_plane.storage.setup import create_database
+from serving.channel import SocketFolder
 from serving.errors import SwitchyardError
 from tests.processes import free_port
 
@@ -102,6 +103,11 @@ class DataPlane:
             each for each in psutil.Process(self.process.pid).children() if "forkserver" in " ".join(each.cmdline())
         ]
         return found
+
+    @property
+    def socket_folder(self) -> Path:
+        """Where it keeps its sockets, whether or not the path of its data folder does for them."""
+        return SocketFolder(Path(self.data_folder) / "run", self.port).path
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum over the samples with these labels."""

@@ -152,6 +152,10 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
             with suppress(ConnectionError):  # of who was interrupted
                 self.wfile.write(sent)
 
+        def handle(self) -> None:
+            with suppress(ConnectionError):  # of a command that gave up with requests under way
+                super().handle()
+
         do_GET = do_POST = do_PUT = _play  # noqa: N815 (the names that http.server calls)
 
         def log_message(self, *_: Any) -> None:
@@ -423,6 +427,10 @@ class TestOneRecord:
             (["carrier=UA", "distance=1", "gate=7"], "no column gate. Its columns: carrier, distance"),
             (["carrier=UA"], "requires distance"),
             (["carrier"], "'carrier' is not name=value"),
+            (["carrier=UA", "distance=1e999"], "distance: '1e999' is too large"),
+            (["carrier=UA", "distance=1", "seats=inf"], "seats: 'inf' is no whole number"),
+            (["carrier=UA", "distance=1", f"seats={10**30}"], f"seats: '{10**30}' is beyond 64 bits; whole numbers go"),
+            (["carrier=\udcff", "distance=1"], "carrier: '\\udcff' is no UTF-8 text"),
         ],
     )
     def test_what_cannot_be_sent_is_told_before(
@@ -433,6 +441,32 @@ class TestOneRecord:
         assert ran.status == 2
         assert words in ran.err
         assert api.bodies() == []
+
+    @pytest.mark.parametrize(
+        ("given", "words"),
+        [
+            (str(10**30), "holds a whole number beyond 64 bits; they go from -2^63 to 2^64-1"),
+            (f"[1, {10**30}]", "beyond 64 bits"),
+            ("[" * 300 + "]" * 300, "is nested too deeply"),
+        ],
+    )
+    def test_what_json_cannot_carry_is_told_of_a_model_without_signature(
+        self, api: Api, switchyard: Callable[..., Ran], given: str, words: str
+    ) -> None:
+        """There a value is whatever it looks like, and one long key number ended in a traceback."""
+        untyped = {**VERSION, "signature": None}
+        api.on("GET", "/ml/models/flights/versions", lambda _: (200, {"items": [untyped], "next": None}))
+        ran = switchyard("predict", "flights", "-d", f"key={given}")
+        assert (ran.status, "key: " in ran.err, words in ran.err) == (2, True, True), ran.err
+        assert api.bodies() == []
+        assert switchyard("predict", "flights", "-d", "distance=1", "-d", f"key={given}", "--user", "x").status == 2
+
+    def test_arguments_that_are_no_text_end_in_a_sentence(self, api: Api, switchyard: Callable[..., Ran]) -> None:
+        """A name in another encoding than UTF-8, as old file systems have them."""
+        ran = switchyard("predict", "flights", "-d", "carrier=UA", "-d", "distance=1", "--user", "\udcff")
+        assert (ran.status, "cannot be sent as JSON" in ran.err) == (2, True), ran.err
+        assert switchyard("predict", "fl\udcff", "-d", "carrier=UA").status == 1
+        assert api.asked[-1][1] == "/ml/models/fl%FF/status"
 
     def test_a_version_is_asked_by_name(self, api: Api, switchyard: Callable[..., Ran]) -> None:
         """A candidate could not be tried before it serves."""
@@ -544,11 +578,16 @@ class TestFile:
     ) -> None:
         """Half a file of predictions, and then the news that a column is missing."""
         empty, binary, broken = tmp_path / "empty.csv", tmp_path / "binary.csv", tmp_path / "broken.json"
+        damaged = tmp_path / "damaged.parquet"
+        damaged.write_bytes(b"PAR1" + b"\xff" * 20 + b"\x10\0\0\0PAR1")
         empty.touch()
         binary.write_bytes(b"carrier,distance\n\xff\xfe,1\n")
         broken.write_text('[{"carrier": "UA",\n "distance": }]')
         for file, words in (
             (str(tmp_path / "none.csv"), "none.csv: cannot be read (No such file or directory)"),
+            ("./none.csv", "./none.csv: cannot be read (No such file or directory)"),
+            (f"{tmp_path}//none.csv", "//none.csv: cannot be read (No such file or directory)"),
+            (str(damaged), "damaged.parquet: "),
             (str(tmp_path), "Is a directory"),
             (str(empty), "empty.csv: is empty"),
             (str(binary), "binary.csv: is no UTF-8 text"),
@@ -608,6 +647,65 @@ class TestFile:
         ran = switchyard("predict", "flights", "-f", str(path), "--json")
         assert ran.status == 0, ran.err
         assert api.bodies()[0]["input_data"] == {name: [row[name] for row in records] for name in records[0]}
+
+    @pytest.mark.parametrize("kind", ["csv", "parquet"])
+    def test_a_named_pipe_is_read_as_a_file_is(
+        self, api: Api, switchyard: Callable[..., Ran], tmp_path: Path, kind: str
+    ) -> None:
+        """`--file <(zcat rows.csv.gz)` is how one predicts from what is not there as a file."""
+        rows = pd.DataFrame({"carrier": ["UA", "AA"], "distance": [1500.0, 5.0]})
+        content = rows.to_csv(index=False).encode() if kind == "csv" else rows.to_parquet()
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        writer = threading.Thread(target=pipe.write_bytes, args=(content,), daemon=True)
+        writer.start()
+        ran = switchyard("predict", "flights", "-f", str(pipe), "--json")
+        writer.join(30)
+        assert ran.status == 0, ran.err
+        assert [each["label"] for each in json.loads(ran.out)["predictions"]] == [1, 0]
+
+    def test_what_cannot_be_read_to_its_end_is_the_files_fault(
+        self, api: Api, switchyard: Callable[..., Ran], flights: Callable[..., str], tmp_path: Path
+    ) -> None:
+        """A bad byte far down, or a disk that fails, ended in a traceback with half of the rows sent."""
+        path = Path(flights(*[f"UA,{index},," for index in range(3000)]))
+        path.write_bytes(path.read_bytes() + b"\xff,1,,\n")
+        ran = switchyard("predict", "flights", "-f", str(path), "-o", str(tmp_path / "out.csv"))
+        assert (ran.status, "rows.csv: is no UTF-8 text (byte 0xff)" in ran.err) == (2, True), ran.err
+
+    @pytest.mark.parametrize("kind", ["csv", "parquet"])
+    def test_infinite_numbers_are_sent_as_what_they_are(
+        self, api: Api, switchyard: Callable[..., Ran], tmp_path: Path, kind: str
+    ) -> None:
+        """As missing values they would get the prediction of another row, and nobody would know."""
+        rows = pd.DataFrame({"carrier": ["UA"] * 4, "distance": [float("inf"), float("-inf"), float("nan"), 1.0]})
+        path = tmp_path / "rows"
+        rows.to_csv(path, index=False) if kind == "csv" else rows.to_parquet(path)
+        api.on(
+            "POST", "/ml/models/flights/predict", lambda body: (200, predicted({"input_data": {"distance": [1] * 4}}))
+        )
+        ran = switchyard("predict", "flights", "-f", str(path), "--json")
+        assert ran.status == 0, ran.err
+        assert api.bodies()[0]["input_data"]["distance"] == ["Infinity", "-Infinity", None, 1.0]
+
+    def test_infinite_numbers_are_refused_where_no_signature_says_that_they_are_numbers(
+        self, api: Api, switchyard: Callable[..., Ran], tmp_path: Path
+    ) -> None:
+        """The server would take the text for a text; the row is bad, and the others go on."""
+        untyped = {**VERSION, "signature": None}
+        api.on("GET", "/ml/models/flights/versions", lambda _: (200, {"items": [untyped], "next": None}))
+        pd.DataFrame({"distance": [float("inf"), 1500.0]}).to_parquet(tmp_path / "rows")
+        ran = switchyard("predict", "flights", "-f", str(tmp_path / "rows"))
+        assert (ran.status, "line 1: distance: is infinite" in ran.err) == (1, True), ran.err
+        assert api.bodies()[0]["input_data"] == {"distance": [1500.0]}
+
+    def test_a_whole_number_beyond_64_bits_costs_its_row_only(
+        self, api: Api, switchyard: Callable[..., Ran], flights: Callable[..., str]
+    ) -> None:
+        """It ended everything in a traceback."""
+        ran = switchyard("predict", "flights", "-f", flights("UA,1,7,", f"UA,1,{10**30},"))
+        assert (ran.status, f"line 3: seats: '{10**30}' is beyond 64 bits" in ran.err) == (1, True), ran.err
+        assert api.bodies()[0]["input_data"]["seats"] == [7]
 
     def test_a_pipe_can_be_read_and_json_stays_clean(self, api: Api) -> None:
         """`... | switchyard predict flights -f - --json | jq` is how scripts use it."""

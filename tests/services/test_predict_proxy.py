@@ -1,16 +1,23 @@
 """Predict and the inference protocol through the control plane: every byte as the data plane says it."""
 
+import json
 import threading
 import uuid
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 from starlette.testclient import TestClient
 
+from control_plane.app import create_app
+from control_plane.services import Services
 from control_plane.storage.setup import create_database
 from serving.store import open_database
+from tests.processes import wait_until
 from tests.services.serving_world import PlayedDataPlane, Registry, make_services, running
 
 PREDICT = "/ml/models/flights/predict"
@@ -110,19 +117,55 @@ def test_a_data_plane_that_restarts_costs_no_request(client: TestClient, data_pl
         assert client.post(PREDICT, json={}).status_code == 200
 
 
-def test_a_body_over_the_limit_is_413_before_it_is_read(client: TestClient, data_plane: PlayedDataPlane) -> None:
-    """One client must not fill the memory of the control plane."""
-
-    def announced() -> Iterator[bytes]:
-        yield pytest.fail("it was read")
-
-    answer = client.post(PREDICT, content=announced(), headers={**JSON, "Content-Length": "2001"})
+def test_a_body_over_the_limit_is_413_and_goes_no_further(client: TestClient, data_plane: PlayedDataPlane) -> None:
+    """One client must not fill the memory of both planes."""
+    answer = client.post(PREDICT, content=b" " * 2001, headers=JSON)
     assert (answer.status_code, answer.json()["error"], answer.json()["limit_bytes"]) == (413, "BodyTooLarge", 2000)
     unannounced = client.post(PREDICT, content=iter([b" " * 1500, b" " * 1500]), headers=JSON)
     assert (unannounced.status_code, unannounced.headers["connection"]) == (413, "close")
     assert client.post("/ml/models/flights/promote", content=b" " * 3000, headers=JSON).status_code == 413
     assert data_plane.asked == []
     assert client.post(PREDICT, content=b" " * 2000, headers=JSON).status_code == 200
+
+
+def test_a_body_that_waits_to_be_asked_for_is_never_asked_for(client: TestClient) -> None:
+    """A careful client asks first (Expect: 100-continue), to be spared the sending."""
+
+    def announced() -> Iterator[bytes]:
+        yield pytest.fail("it was read")
+
+    headers = {**JSON, "Content-Length": "2001", "Expect": "100-continue"}
+    assert client.post(PREDICT, content=announced(), headers=headers).status_code == 413
+
+
+@pytest.mark.parametrize("how", ["announced", "chunked"])
+def test_a_client_that_sends_far_too_much_can_read_why(tmp_path: Path, how: str) -> None:
+    """It would see a broken connection, and try again and again."""
+    chunk, chunks = b" " * 1_000_000, 20
+    content: Any = chunk * chunks if how == "announced" else (chunk for _ in range(chunks))
+    url = f"sqlite:///{tmp_path / 'switchyard.db'}"
+    create_database(url, 5)
+    services = make_services(open_database(url, 5), Registry(), tmp_path, max_body_bytes=4_000_000)
+    with listening(services) as port, closing(HTTPConnection("127.0.0.1", port, timeout=30)) as plain:
+        # As most libraries do it, this one sends all before it reads.
+        headers = JSON if how == "announced" else {**JSON, "Transfer-Encoding": "chunked"}
+        plain.request("POST", PREDICT, content, headers, encode_chunked=how == "chunked")
+        answer = plain.getresponse()
+        assert (answer.status, json.loads(answer.read())["error"]) == (413, "BodyTooLarge")
+
+
+@contextmanager
+def listening(services: Services) -> Iterator[int]:
+    """The application on a real socket, as `python -m control_plane` has it; its port."""
+    server = uvicorn.Server(uvicorn.Config(create_app(services), port=0, log_config=None))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        wait_until(lambda: server.started, "the server to listen", 30)
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(30)
 
 
 def test_what_is_not_json_is_415_and_goes_no_further(client: TestClient, data_plane: PlayedDataPlane) -> None:

@@ -225,6 +225,24 @@ def test_an_ending_worker_is_kept_until_its_successor_is_there(folder: Path) -> 
     _run(case)
 
 
+def test_a_probe_during_a_hand_over_is_answered_by_the_successor(folder: Path) -> None:
+    """A balancer that asks just then would take a server out of service that has lost nothing."""
+
+    async def case() -> None:
+        ending, successor = Speaker(folder / "0", answers=False), Speaker(folder / "new")
+        async with _dispatcher(ending) as dispatcher:
+            asking = asyncio.create_task(dispatcher.ping(deadline=30))
+            await _until(lambda: bool(ending.heard))
+            server = await asyncio.start_unix_server(successor, successor.address)
+            Path(successor.address).rename(ending.address)  # noqa: ASYNC240  # one quick call
+            ending.say(pack(Kind.GOAWAY))
+            assert await asking
+            assert [frame.kind for frame in successor.heard] == [Kind.PING]
+            server.close()
+
+    _run(case)
+
+
 def test_answers_come_to_whoever_asked(folder: Path) -> None:
     """One caller would get another's prediction."""
 

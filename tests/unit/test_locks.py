@@ -1,11 +1,14 @@
 """The locks: everything with hashes, nothing with an address, and what pyproject.toml asks for."""
 
 import re
+import subprocess
+import sys
 import tomllib
 
 import pytest
 from packaging.requirements import Requirement
 
+from serving.engines import _KNOWN_PACKAGES
 from tests.processes import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -43,3 +46,16 @@ def test_the_development_lock_changes_nothing_of_the_other() -> None:
     """Tests must run on the very versions that users get."""
     run, dev = locked("requirements.lock"), locked("requirements-dev.lock")
     assert {name: dev.get(name) for name in run} == run
+
+
+def test_every_kind_of_model_with_an_engine_of_its_own_can_be_loaded() -> None:
+    """A LightGBM model would be refused by what `make up` installs, and served by what the tests run in."""
+    wanted = {{"sklearn": "scikit-learn"}.get(each.rstrip("."), each.rstrip(".")) for each in _KNOWN_PACKAGES}
+    assert wanted <= {Requirement(line).name for line in PROJECT["project"]["dependencies"]}
+    assert wanted <= locked("requirements.lock").keys()
+
+
+def test_nothing_waits_for_packages_of_models_that_are_not_there() -> None:
+    """Every worker would take their time and memory at each start."""
+    code = "import sys, serving.server, serving.worker_process; sys.exit('lightgbm' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -71,7 +71,9 @@ def _train(settings: Settings, arguments: tuple[str, ...]) -> None:
 def _let_serve(client: Client, console: Console) -> None:
     # The flights of 2013 keep their own time: drift, labels and tests go by when they were to depart.
     client.configure(MODEL, {"client_timestamps": True})
-    wanted = {"target": "champion", "reason": "the demo's first model"}
+    # By its number: the alias is what the training moves, and is ours as soon as something serves.
+    newest = next(each for each in client.versions(MODEL)["items"] if "champion" in each["aliases"])
+    wanted = {"target": newest["version"], "reason": "the demo's first model"}
     change = watch(client, client.promote(MODEL, wanted), console)
     show(change)
     if change["state"] != SUCCEEDED:

@@ -1,13 +1,13 @@
 """Having a version ready on every live replica: keep its bytes, ask for it, wait for what the replicas say."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sqlmodel import Session
 
 from control_plane.registry import VersionManager
-from control_plane.replicas import LIVE_SECONDS, Patience, Progress, Replica, Verdict, judge_preparation
+from control_plane.replicas import LIVE_SECONDS, Patience, Progress, Replica, Verdict, Waited, judge_preparation
 from control_plane.storage.replicas import read_replicas, release_version, want_version
 from serving.store import Database
 
@@ -15,6 +15,27 @@ from serving.store import Database
 def live_replicas(session: Session) -> list[Replica]:
     """Those that count: their heartbeat is younger than five seconds."""
     return read_replicas(session, within=LIVE_SECONDS)
+
+
+class Waiting:
+    """How long replicas have been waited for, as far as anybody looked.
+
+    While nobody did, as with everything restarted or the database away, the replicas may not have been there either.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._looked = self._began = self._alone_since = clock()
+
+    def look(self, live: Sequence[Replica]) -> Waited:
+        """Seconds until now, of which `alone` without any live replica."""
+        now = self._clock()
+        if now - self._looked > LIVE_SECONDS:
+            self._began = self._alone_since = now
+        if live:
+            self._alone_since = now
+        self._looked = now
+        return Waited(now - self._began, now - self._alone_since)
 
 
 @dataclass(frozen=True)
@@ -67,11 +88,11 @@ class Preparation:
     def _wait(
         self, model_id: str, version: str, attempt: int, on_progress: Callable[[Progress], None] | None
     ) -> Progress:
-        started = time.monotonic()
+        waiting = Waiting()
         while True:
             with self._database.reading() as session:
                 live = live_replicas(session)
-            progress = judge_preparation(live, model_id, version, attempt, time.monotonic() - started, self._patience)
+            progress = judge_preparation(live, model_id, version, attempt, waiting.look(live), self._patience)
             if on_progress is not None:
                 on_progress(progress)
             if progress.verdict is not Verdict.WAITING:

@@ -35,11 +35,16 @@ MEANING: dict[ModelStatus, str] = {
 class HeldVersion:
     """What one replica made of one version that it should hold."""
 
-    state: str  # loading, ready or failed
+    state: str  # of the last attempt: loading, ready, failed or evicted
     attempt: int
     reason: str | None  # why it failed
     facts: dict[str, Any]  # kind, engine, timings
     changed_at: datetime
+
+    @property
+    def answers(self) -> bool:
+        """Whether it can be asked: a version that is loaded anew is still there from before."""
+        return self.state == "ready" or self.facts.get("held") is True
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class Replica:
     def holds(self, model_id: str, version: str) -> bool:
         """Whether it can answer for this version."""
         held = self.versions.get((model_id, version))
-        return held is not None and held.state == "ready"
+        return held is not None and held.answers
 
     def has_applied(self, model_id: str, revision: int) -> bool:
         """Whether its HTTP processes route by this revision, or a later one."""
@@ -105,6 +110,14 @@ class Patience:
     applied: float = 15.0  # for all of them to have applied new routes
 
 
+@dataclass(frozen=True)
+class Waited:
+    """For how long replicas have been waited for, in seconds."""
+
+    total: float
+    alone: float  # without any live one, up to now
+
+
 class Verdict(StrEnum):
     """What waiting for replicas has come to."""
 
@@ -127,31 +140,33 @@ class Progress:
 
 
 def judge_preparation(
-    live: Sequence[Replica], model_id: str, version: str, attempt: int, waited: float, patience: Patience
+    live: Sequence[Replica], model_id: str, version: str, attempt: int, waited: Waited, patience: Patience
 ) -> Progress:
-    """Whether every live replica holds the version of this attempt (or a later one), after `waited` seconds."""
+    """Whether every live replica holds the version of this attempt (or a later one)."""
     said = {each.replica: _said(each, model_id, version, attempt) for each in live}
-    failed = {name: each["reason"] for name, each in said.items() if each["state"] == "failed"}
+    failed = {name: each["reason"] for name, each in said.items() if each["state"] in ("failed", "evicted")}
     waiting = sorted(name for name, each in said.items() if each["state"] != "ready")
     if failed:
         return Progress(Verdict.REFUSED, "; ".join(f"{name}: {why}" for name, why in sorted(failed.items())), said)
     if not live:
         reason = "No data plane is running that could load it: none has sent a heartbeat in the last 5 s."
-        return Progress(_until(waited, patience.replica), reason, said)
+        return Progress(_until(waited.alone, patience.replica), reason, said)
     if waiting:
-        reason = f"Not ready after {waited:.0f} s (at most {patience.ready:g} s): {', '.join(waiting)}."
-        return Progress(_until(waited, patience.ready), reason, said)
+        reason = f"Not ready after {waited.total:.0f} s (at most {patience.ready:g} s): {', '.join(waiting)}."
+        return Progress(_until(waited.total, patience.ready), reason, said)
     return Progress(Verdict.DONE, f"Ready on {len(said)} of {len(said)} live replicas.", said)
 
 
-def judge_applied(live: Sequence[Replica], model_id: str, revision: int, waited: float, patience: Patience) -> Progress:
-    """Whether every live replica routes by this revision, after `waited` seconds."""
+def judge_applied(
+    live: Sequence[Replica], model_id: str, revision: int, waited: Waited, patience: Patience
+) -> Progress:
+    """Whether every live replica routes by this revision."""
     said = {each.replica: {"revision": each.revisions.get(model_id, 0)} for each in live}
     behind = sorted(each.replica for each in live if not each.has_applied(model_id, revision))
     if behind or not live:
         who = ", ".join(behind) or "no live replica"
         reason = f"The routes of revision {revision} were not applied within {patience.applied:g} s by: {who}."
-        return Progress(_until(waited, patience.applied), reason, said)
+        return Progress(_until(waited.total, patience.applied), reason, said)
     return Progress(Verdict.DONE, f"Applied by {len(said)} of {len(said)} live replicas.", said)
 
 
@@ -159,8 +174,8 @@ def _said(replica: Replica, model_id: str, version: str, attempt: int) -> dict[s
     held = replica.versions.get((model_id, version))
     if held is None or held.attempt < attempt:
         return {"state": "waiting"}
-    if held.state == "failed":
-        return {"state": "failed", "reason": held.reason or "no reason given"}
+    if held.state in ("failed", "evicted"):
+        return {"state": held.state, "reason": held.reason or "no reason given"}
     return {"state": held.state, **_timings(held.facts)}
 
 

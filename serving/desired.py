@@ -77,4 +77,5 @@ class VersionReport:
     state: str  # loading, ready, failed or evicted
     attempt: int  # of the desired version: what this is about
     reason: str | None = None  # why failed or evicted
-    facts: Mapping[str, Any] = field(default_factory=dict)  # "digest"; when ready all of Held, and timings by worker
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """`digest`; when ready all of Held, and timings by worker; else `held`, where it can be asked all the same."""

@@ -182,7 +182,6 @@ class HttpFront:
         except Exception as error:
             if isinstance(error, SwitchyardError) and status_of(error) is not None:
                 return refusal(error)
-            # The type only: the message may carry what the client sent.
             log.exception("request failed unexpectedly", route=template)
             return refusal(InternalError(request.id))
 

@@ -3,6 +3,7 @@
 import logging
 import re
 import sys
+import traceback
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -19,6 +20,8 @@ _PARAMETER = re.compile(r"(?<=[?&])(password|passwd|token|secret|api_key)=[^\s&]
 _SECRET_KEY = re.compile(r"password|passwd|secret|token|api_key|auth_string|authorization", re.IGNORECASE)
 # What a request carries is the caller's business: a log line names the request, never its contents.
 _PAYLOAD_KEYS = frozenset({"input_data", "features", "body", "predictions", "row", "rows"})
+
+_LONGEST_CHAIN = 10
 
 working_on = bound_contextvars
 """`with working_on(request_id=..., change_id=..., test_id=...):` puts the ids on every line logged inside."""
@@ -41,6 +44,25 @@ def _without_secrets(_logger: Any, _method: str, event: EventDict) -> EventDict:
     return event
 
 
+def _traceback(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    """An exception as its classes and places. Without its words: they may quote what a client or a row held."""
+    given = event.pop("exc_info", None)
+    if not given:
+        return event
+    error = given if isinstance(given, BaseException) else (given if isinstance(given, tuple) else sys.exc_info())[1]
+    parts: list[str] = []
+    while error is not None and len(parts) < _LONGEST_CHAIN:
+        places = traceback.format_list([_place(each) for each in traceback.extract_tb(error.__traceback__)])
+        parts.append("".join(places) + type(error).__qualname__)
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    event["exception"] = "\nfrom it came:\n".join(reversed(parts))
+    return event
+
+
+def _place(frame: traceback.FrameSummary) -> traceback.FrameSummary:
+    return traceback.FrameSummary(frame.filename, frame.lineno, frame.name, lookup_line=False, line=frame.line)
+
+
 def configure_logging(part: str, level: str) -> None:
     """Send this process's log, the libraries' too, to standard error as JSON lines.
 
@@ -57,7 +79,7 @@ def configure_logging(part: str, level: str) -> None:
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
         structlog.stdlib.PositionalArgumentsFormatter(),
-        structlog.processors.format_exc_info,
+        _traceback,
         name_part,
     ]
     structlog.configure(

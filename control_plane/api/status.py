@@ -26,15 +26,22 @@ class HeldBody(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    state: str = Field(description="loading, ready or failed", examples=["ready"])
+    state: str = Field(description="Of the last attempt: loading, ready, failed or evicted.", examples=["ready"])
     attempt: int
-    reason: str | None = Field(description="Why it failed; else null.")
+    held: bool = Field(description="Whether it answers, from this attempt or an earlier one.")
+    reason: str | None = Field(description="Why it failed or was evicted; else null.")
     changed_at: datetime
 
     @classmethod
     def of(cls, held: HeldVersion) -> Self:
         """Ours wins over a fact of the same name."""
-        said = {"state": held.state, "attempt": held.attempt, "reason": held.reason, "changed_at": held.changed_at}
+        said = {
+            "state": held.state,
+            "attempt": held.attempt,
+            "held": held.answers,
+            "reason": held.reason,
+            "changed_at": held.changed_at,
+        }
         return cls.model_validate({**held.facts, **said})
 
 

@@ -101,7 +101,8 @@ class HealthMonitor:
             row = following(before, finding, datetime.now(UTC))
             write_probe(session, row)
         if row.down and not was_down:
-            log.warning("probes fail", model_id=row.model_id, version=row.version, problem=row.problem)
+            # What the model answered stands in status; it may name values of the example that it was asked about.
+            log.warning("probes fail", model_id=row.model_id, version=row.version, failures=row.failures)
         elif was_down and not row.down:
             log.info("probes are answered again", model_id=row.model_id, version=row.version)
 

@@ -149,6 +149,15 @@ class VersionManager:
             raise AliasNotFound(model_id, reference, sorted(shown))
         return shown[reference]
 
+    def alias_in_registry(self, model_id: str, alias: str) -> str | None:
+        """What MLflow shows under this alias, whoever set it; None for none, for a number, or when nobody can tell."""
+        if alias.strip().isdecimal():
+            return None
+        try:
+            return self._registry.aliases(model_id).get(alias.strip())
+        except RegistryUnreachable:
+            return None
+
     def prepare(self, model_id: str, version: str) -> KeptVersion:
         """Make sure that our own verified copy of a version is here; the first time, copy it from the registry.
 

@@ -22,6 +22,8 @@ class Examination:
     target: str  # its number; as it was given, where it could not be looked up
     serves_already: bool
     checks: list[Check]
+    elsewhere: str | None = None
+    """What MLflow shows under the alias that was asked for, where it already serves by our book."""
 
     @property
     def passed(self) -> bool:
@@ -38,9 +40,12 @@ class Examination:
         return {"checks": [each.facts() for each in self.checks]}
 
 
-def already_serves(version: str) -> str:
-    """What is said when nothing needs to be done."""
-    return f"Version {version} has all the traffic already; nothing was changed."
+def already_serves(version: str, elsewhere: str | None = None) -> str:
+    """What is said when nothing needs to be done. `elsewhere`: what the alias that was asked for means in MLflow."""
+    said = f"Version {version} has all the traffic already; nothing was changed."
+    if elsewhere is None or elsewhere == version:
+        return said
+    return f"{said} In MLflow that alias means version {elsewhere} now: to have that one serve, name it by its number."
 
 
 class TargetChecks:
@@ -69,7 +74,8 @@ class TargetChecks:
         target = str(found.evidence["version"])
         situation = self._situation(model_id, target)
         if situation.serves_already:
-            return Examination(target, serves_already=True, checks=[found])
+            elsewhere = self._versions.alias_in_registry(model_id, reference)
+            return Examination(target, serves_already=True, checks=[found], elsewhere=elsewhere)
         bytes_, version = self._keep(model_id, target) if keep else self._foresee(model_id, target)
         checks = [found, bytes_]
         if version is not None:

@@ -1,6 +1,6 @@
 """Advancing changes: each call one step, which persists whole or not at all, so that whoever comes next can go on."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -8,11 +8,20 @@ from typing import Any
 from sqlmodel import Session
 
 from control_plane.errors import ChangeMovedOn, LeaseHeld
-from control_plane.preparation import live_replicas
-from control_plane.replicas import Patience, Progress, Verdict, judge_applied, judge_preparation
+from control_plane.preparation import Waiting, live_replicas
+from control_plane.replicas import Patience, Progress, Replica, Verdict, Waited, judge_applied, judge_preparation
 from control_plane.rollback.checks import TargetChecks, already_serves
 from control_plane.rollback.states import ChangeState, has_ended, require_transition, way_out
-from control_plane.storage.changes import amend_step, close_step, find_change, move_change, open_step, running_step
+from control_plane.storage.changes import (
+    amend_step,
+    close_step,
+    find_change,
+    last_known_good,
+    move_change,
+    note_source,
+    open_step,
+    running_step,
+)
 from control_plane.storage.leases import Lease, release_lease, take_lease
 from control_plane.storage.replicas import keep_warm, release_version, want_version
 from control_plane.storage.routes import lease_name, read_routes, write_routes
@@ -25,6 +34,10 @@ from serving.store import Database
 log = logger(__name__)
 
 Act = Callable[[Session, Lease], Mapping[str, Any]]
+
+
+def _nothing(_session: Session, _lease: Lease) -> Mapping[str, Any]:
+    return {}
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,7 @@ class Executor:
         self._checks = checks
         self._holder = holder
         self.pace = pace
+        self._waiting: dict[str, tuple[int, Waiting]] = {}  # change -> number of its step, since we first looked
         self._handlers: dict[ChangeState, Callable[[ChangeRow], None]] = {
             ChangeState.REQUESTED: self._begin,
             ChangeState.CHECKING: self._check,
@@ -63,6 +77,7 @@ class Executor:
         with self._database.reading() as session:
             change = find_change(session, change_id)
         if change is None or change.ended_at is not None:
+            self._waiting.pop(change_id, None)
             return False
         with working_on(change_id=change_id, model_id=change.model_id):
             try:
@@ -95,7 +110,7 @@ class Executor:
         if not found.passed:
             self._move(change, ChangeState.REJECTED, found.evidence(), detail=found.reason)
         elif found.serves_already:
-            said = already_serves(found.target)
+            said = already_serves(found.target, found.elsewhere)
             self._move(change, ChangeState.SUCCEEDED, found.evidence(), target=found.target, detail=said)
         else:
             self._move(
@@ -115,7 +130,7 @@ class Executor:
                 change,
                 ChangeState.REJECTED,
                 progress.evidence(),
-                act=lambda session, _: {"released": release_version(session, change.model_id, change.target)},
+                act=_releasing(change),
                 detail=progress.reason,
             )
         else:
@@ -131,20 +146,14 @@ class Executor:
             said = f"The routes were left as they were: {progress.reason}"
             self._move(change, ChangeState.FAILED, progress.evidence(), detail=said)
         else:
-            with self._database.reading() as session:
-                before = read_routes(session, change.model_id).get(change.model_id, [])
-            source = before[0].version if before else None
-            evidence = {"routes_before": {each.version: each.weight for each in before}}
-            act = _routing(change, source)
-            self._move(change, ChangeState.VERIFYING, evidence, act=act, source=source)
+            self._move(change, ChangeState.VERIFYING, {}, act=_routing(change))
 
     def _verify(self, change: ChangeRow) -> None:
         with self._database.reading() as session:
             step = running_step(session, change.id)
             live = live_replicas(session)
-        progress = judge_applied(
-            live, change.model_id, step.evidence["revision"], _seconds_since(step), self.pace.patience
-        )
+        waited = self._waited(step, live)
+        progress = judge_applied(live, change.model_id, step.evidence["revision"], waited, self.pace.patience)
         if progress.verdict is Verdict.WAITING:
             self._show(change, step, progress)
         elif progress.verdict is Verdict.REFUSED:
@@ -155,7 +164,7 @@ class Executor:
                 change,
                 ChangeState.SUCCEEDED,
                 progress.evidence(),
-                act=lambda session, _: {"released": keep_warm(session, change.model_id, change.source)},
+                act=lambda session, _: {"released": keep_warm(session, change.model_id, _good(session, change))},
                 detail=f"Version {change.target} has all the traffic.",
             )
 
@@ -164,8 +173,15 @@ class Executor:
             step = running_step(session, change.id)
             live = live_replicas(session)
         attempt = step.evidence["attempt"]
-        waited = _seconds_since(step)
+        waited = self._waited(step, live)
         return step, judge_preparation(live, change.model_id, change.target, attempt, waited, self.pace.patience)
+
+    def _waited(self, step: ChangeStepRow, live: Sequence[Replica]) -> Waited:
+        number, waiting = self._waiting.get(step.change_id, (None, None))
+        if waiting is None or number != step.number:
+            waiting = Waiting()
+            self._waiting[step.change_id] = (step.number, waiting)
+        return waiting.look(live)
 
     def _show(self, change: ChangeRow, step: ChangeStepRow, progress: Progress) -> None:
         """Whoever watches sees each replica advance; written only when one has."""
@@ -180,7 +196,13 @@ class Executor:
             log.error("a step of a change failed unexpectedly", state=change.state, exc_info=error)
         said = error.detail if isinstance(error, SwitchyardError) else f"unexpected {type(error).__name__}; see the log"
         after = way_out(ChangeState(change.state))
-        self._move(change, after, {"error": type(error).__name__}, detail=f"While {change.state}: {said}")
+        self._move(
+            change,
+            after,
+            {"error": type(error).__name__},
+            act=_releasing(change) if change.state == ChangeState.PREPARING else _nothing,
+            detail=f"While {change.state}: {said}",
+        )
 
     def _move(
         self,
@@ -188,7 +210,7 @@ class Executor:
         after: ChangeState,
         evidence: Mapping[str, Any],
         *,
-        act: Act = lambda _, __: {},
+        act: Act = _nothing,
         **values: Any,
     ) -> None:
         """One transaction: the lease, the state, what is done, the evidence of it, and the intent of what comes next.
@@ -211,23 +233,35 @@ class Executor:
                 release_lease(session, lease)
             else:
                 open_step(session, change.id, after, noted)
+        # Why stands in the record: what a model says of the rows it was tried with is nothing for a log.
         write = log.warning if went_wrong else log.info
-        write("change moves", before=change.state, after=after.value, detail=values.get("detail", ""))
+        write("change moves", before=change.state, after=after.value)
 
 
-def _routing(change: ChangeRow, source: str | None) -> Act:
-    """All traffic to the target, and the aliases to what they mean from then on."""
-    aliases: dict[str, str | None] = {"champion": change.target}
-    if source is not None and source != change.target:
-        aliases["previous"] = source
+def _routing(change: ChangeRow) -> Act:
+    """All traffic to the target, and the aliases to what they mean from then on. What served is put on record."""
 
     def act(session: Session, lease: Lease) -> Mapping[str, Any]:
+        before = read_routes(session, change.model_id).get(change.model_id, [])
+        source = before[0].version if before else None
+        note_source(session, change.id, source)
+        aliases: dict[str, str | None] = {"champion": change.target}
+        if source is not None and source != change.target:
+            aliases["previous"] = source
         reason = f"{change.kind} {change.id}: {change.reason}"
         routes = [Route(change.target, 1.0)]
-        return {"revision": write_routes(session, lease, change.model_id, routes, reason=reason, aliases=aliases)}
+        revision = write_routes(session, lease, change.model_id, routes, reason=reason, aliases=aliases)
+        return {"routes_before": {each.version: each.weight for each in before}, "revision": revision}
 
     return act
 
 
-def _seconds_since(step: ChangeStepRow) -> float:
-    return (datetime.now(UTC) - step.started_at).total_seconds()
+def _releasing(change: ChangeRow) -> Act:
+    """Nobody wants it any more."""
+    return lambda session, _: {"released": release_version(session, change.model_id, change.target)}
+
+
+def _good(session: Session, change: ChangeRow) -> str | None:
+    """What to keep warm, to go back to."""
+    found = last_known_good(session, change.model_id)
+    return found[0] if found else None

@@ -36,8 +36,8 @@ from serving.store import Database
 
 log = logger(__name__)
 
-QUICK_SECONDS = 0.1
-"""How long asking for a change waits for the registry to say that there is no such target."""
+QUICK_SECONDS = 0.15
+"""How long asking for a change waits for the registry to say that there is no such target; the answer is due in 0.2."""
 
 DRY_RUN = "dry-run"
 """In place of the id of a change that was only planned."""
@@ -70,11 +70,21 @@ class Wish:
 class ChangeManager:
     """Every change of what serves, of every model."""
 
-    def __init__(self, database: Database, versions: VersionManager, checks: TargetChecks, patience: Patience) -> None:
+    def __init__(
+        self,
+        database: Database,
+        versions: VersionManager,
+        checks: TargetChecks,
+        patience: Patience,
+        *,
+        quick: float = QUICK_SECONDS,
+    ) -> None:
+        """`quick`: how long asking for a change waits for the registry, in seconds."""
         self._database = database
         self._versions = versions
         self._checks = checks
         self._patience = patience
+        self._quick_seconds = quick
         self._quick = ThreadPoolExecutor(max_workers=4, thread_name_prefix="quick-look")
         self._wake: Callable[[], None] = lambda: None
 
@@ -121,7 +131,7 @@ class ChangeManager:
         with self._database.reading() as session:
             row = self._row(session, wish, found.target)
         row.id, row.state = DRY_RUN, "planned" if found.passed else ChangeState.REJECTED.value
-        row.detail = already_serves(found.target) if found.serves_already else found.reason
+        row.detail = already_serves(found.target, found.elsewhere) if found.serves_already else found.reason
         row.plan = [] if found.serves_already else row.plan
         state = "passed" if found.passed else "failed"
         step = Step("checking", state, started, datetime.now(UTC), found.evidence())
@@ -168,12 +178,13 @@ class ChangeManager:
                 raise ChangeNotFound(change_id)
             if not can_be_cancelled(ChangeState(row.state)):
                 raise ChangeMovedOn(change_id, row.state)
-            said = f"Cancelled by {by}: {reason}"
+            before, said = row.state, f"Cancelled by {by}: {reason}"
             ended = {"ended_at": datetime.now(UTC), "detail": said}
             if not changes.move_change(session, row, ChangeState.CANCELLED, **ended):
                 raise ChangeMovedOn(change_id, "advanced a moment ago")
             changes.close_step(session, change_id, "skipped", {"cancelled_by": by, "reason": reason})
-            release_version(session, row.model_id, row.target)
+            if before == ChangeState.PREPARING:  # earlier it was not asked for, and may be kept warm for another reason
+                release_version(session, row.model_id, row.target)
         log.info("change cancelled", change_id=change_id, model_id=row.model_id, by=by)
         return self.find(change_id)
 
@@ -195,7 +206,7 @@ class ChangeManager:
         """The number behind the reference if that is known here, or the registry says it in no time."""
         asked: Future[str] = self._quick.submit(self._versions.resolve, model_id, reference)
         try:
-            return asked.result(QUICK_SECONDS)
+            return asked.result(self._quick_seconds)
         except (ModelNotFound, VersionNotFound, AliasNotFound, InvalidVersionReference):
             raise
         except (TimeoutError, SwitchyardError):

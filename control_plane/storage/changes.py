@@ -10,7 +10,7 @@ from sqlmodel import Session, SQLModel, col, select
 
 from control_plane.errors import ChangeMovedOn
 from control_plane.storage.tables import ChangeRow, ChangeStepRow
-from serving.store.tables import ModelVersionRow
+from serving.store.tables import ModelVersionRow, RouteRow
 
 
 def insert_change(session: Session, row: ChangeRow) -> bool:
@@ -119,15 +119,39 @@ def running_step(session: Session, change_id: str) -> ChangeStepRow:
     return row
 
 
+def note_source(session: Session, change_id: str, version: str | None) -> None:
+    """What the change takes the traffic from, as it is in the transaction that does it."""
+    its_row = col(ChangeRow.id) == change_id
+    session.connection().execute(update(ChangeRow).where(its_row).values(source=version))
+
+
 def last_known_good(session: Session, model_id: str) -> tuple[str, str] | None:
-    """(version, change) of what served before the last change that succeeded, if our copy of it is still here."""
-    changes = select(ChangeRow).where(
-        ChangeRow.model_id == model_id, ChangeRow.state == "succeeded", ChangeRow.source != ChangeRow.target
+    """(version, change that took the traffic from it) of the latest version that a change succeeded with and that has
+    no traffic now, if our copy of it is still here. What a change failed with was never shown to be good.
+    """
+    routed = set(session.exec(select(RouteRow.version).where(RouteRow.model_id == model_id, RouteRow.weight > 0)))
+    good = (
+        select(ChangeRow.id, ChangeRow.target)
+        .join(ModelVersionRow, _same_version(ChangeRow.target))
+        .where(ChangeRow.model_id == model_id, ChangeRow.state == "succeeded", col(ChangeRow.target).not_in(routed))
+        .order_by(col(ChangeRow.id).desc())
     )
-    last = session.exec(changes.order_by(col(ChangeRow.id).desc()).limit(1)).one_or_none()
-    if last is None or last.source is None or session.get(ModelVersionRow, (model_id, last.source)) is None:
+    found = session.exec(good.limit(1)).first()
+    if found is None:
         return None
-    return last.source, last.id
+    change_id, version = found
+    taken = select(ChangeRow.id).where(
+        ChangeRow.model_id == model_id,
+        ChangeRow.source == version,
+        ChangeRow.target != version,
+        ChangeRow.id > change_id,
+    )
+    shifted = taken.where(col(ChangeRow.state).in_(("verifying", "succeeded", "failed")))
+    return version, session.exec(shifted.order_by(ChangeRow.id).limit(1)).first() or change_id
+
+
+def _same_version(version: Any) -> Any:
+    return (col(ModelVersionRow.model_id) == col(ChangeRow.model_id)) & (col(ModelVersionRow.version) == version)
 
 
 def _find_running(session: Session, change_id: str) -> ChangeStepRow | None:

@@ -208,16 +208,23 @@ class Standing:
         return {key: self._report(wanted) for key, wanted in self.desired.versions.items()}
 
     def _report(self, wanted: WantedVersion) -> VersionReport:
-        refusal = self._refusals.get(wanted.key)
-        if refusal is not None and refusal.counts_for(wanted):
-            return _refused(wanted, refusal)
-        holders = self._holders(wanted)
         ready = self._ready.get(wanted.key)
         stays = ready is not None and ready.attempt >= wanted.attempt and ready.facts["digest"] == wanted.digest
+        refusal = self._refusals.get(wanted.key)
+        if refusal is not None and refusal.counts_for(wanted):
+            report = _refused(wanted, refusal)
         # A worker that restarts comes back complete: until then the others do, and nothing has to be proven anew.
-        if ready is not None and stays and any(worker != self.spare for worker in holders):
+        elif ready is not None and stays and any(worker != self.spare for worker in self._holders(wanted)):
             return ready
-        return VersionReport("loading", wanted.attempt, None, {"digest": wanted.digest})
+        else:
+            report = VersionReport("loading", wanted.attempt, None, {"digest": wanted.digest})
+        # Loading it anew, whatever comes of that, takes nothing away from those who ask it meanwhile.
+        return replace(report, facts={**report.facts, "held": True}) if self._answers(wanted) else report
+
+    def _answers(self, wanted: WantedVersion) -> bool:
+        """Whether a worker that takes part in the traffic holds these bytes, for whichever attempt."""
+        held = [loaded.get(wanted.key) for worker, loaded in self._loaded.items() if worker != self.spare]
+        return any(each is not None and each.digest == wanted.digest for each in held)
 
     def _note_ready(self) -> None:
         for wanted in self.desired.versions.values():

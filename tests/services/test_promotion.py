@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -150,8 +151,22 @@ def test_what_serves_already_succeeds_without_being_touched(
     change = promoted(client, "champion")
     assert (change["target"], [step["name"] for step in change["steps"]]) == ("1", ["checking"])
     assert "nothing was changed" in change["detail"]
+    assert "In MLflow" not in change["detail"]
     with database.reading() as session:
         assert read_generation(session) == before
+
+
+@on_sqlite
+def test_an_alias_that_somebody_moved_in_mlflow_is_told(
+    client: TestClient, registry: Registry, replica: PlayedReplica
+) -> None:
+    """One trains, moves champion in MLflow, promotes champion, and nothing happens."""
+    promoted(client, "1")
+    wait_until(lambda: registry.aliases("flights").get("champion") == "1", "MLflow to show it", 20)
+    registry.set_alias("flights", "champion", "2")
+    change = promoted(client, "champion")
+    assert change["target"] == "1"
+    assert "In MLflow that alias means version 2 now" in change["detail"]
 
 
 def test_a_replica_that_cannot_load_it_rejects_the_change(
@@ -456,6 +471,43 @@ def test_a_cancel_during_a_long_step_holds(
 
 
 @on_sqlite
+def test_a_cancel_before_anything_was_loaded_releases_nothing(
+    client: TestClient, services: Services, registry: Registry, replica: PlayedReplica, database: Database
+) -> None:
+    """The version to go back to would not be warm any more, because somebody thought better of promoting it."""
+    promoted(client, "1")
+    promoted(client, "2")
+    with registry.hanging():
+        change = promote(client, "1").json()
+        wait_until(lambda: client.get(f"/ml/changes/{change['id']}").json()["state"] == "checking", "checking", 10)
+        client.post(f"/ml/changes/{change['id']}/cancel", json={"reason": "wrong one", "by": "ada"})
+        assert wanted(database) == {"1": True, "2": False}
+
+
+@on_sqlite
+def test_what_a_change_failed_with_is_nothing_to_go_back_to(
+    client: TestClient, replica: PlayedReplica, services: Services
+) -> None:
+    """It was never shown to be good; and what was, is not what the change before had come from."""
+
+    def good() -> tuple[str, str] | None:
+        found = services.standings.read("flights").last_known_good
+        return (found.version, found.change_id) if found else None
+
+    promoted(client, "1")
+    assert good() is None
+    second = promoted(client, "2")
+    assert good() == ("1", second["id"])
+    replica.applies = False
+    third = ended(client, promote(client, "3", skip_gates=True).json())
+    assert (third["state"], good()) == ("failed", ("2", third["id"]))
+    replica.applies = True
+    fourth = promoted(client, "1")
+    assert fourth["source"] == "3"
+    assert good() == ("2", third["id"])
+
+
+@on_sqlite
 def test_once_traffic_moves_it_cannot_be_cancelled(services: Services, replica: PlayedReplica) -> None:
     """Cancelled means that nothing was touched; a cancel in between would be a lie."""
     change = services.changes.promote(wish())
@@ -479,6 +531,37 @@ def test_whoever_comes_next_finishes_what_a_killed_control_plane_left(
         done = ended(client, {"id": change.id})
     assert (done["state"], routes(database)) == ("succeeded", [Route("1", 1.0)])
     assert [step["name"] for step in done["steps"]] == ["checking", "preparing", "shifting", "verifying"]
+
+
+@on_sqlite
+@pytest.mark.parametrize("state", ["preparing", "verifying"])
+def test_after_an_outage_replicas_get_their_time_anew(
+    database: Database, registry: Registry, tmp_path: Path, state: str
+) -> None:
+    """Everything was restarted: the control plane looks first, and the data plane is there seconds later."""
+    killed = make_services(database, registry, tmp_path, pace=replace(QUICK, lease=0.1))
+    change = killed.changes.promote(wish())
+    with PlayedReplica(database, loads=state == "verifying") as replica:
+        drive(killed, change.id, until=state)
+    killed.close()
+    replica.age(3600)
+    with database.writing() as session:
+        for step in session.exec(select(ChangeStepRow)):
+            step.started_at -= timedelta(hours=1)
+            session.add(step)
+    heir = make_services(database, registry, tmp_path)
+    wait_until(lambda: _looked(heir, change.id), "the lease of the killed one to end", 10)
+    assert heir.changes.find(change.id).state == state
+    with PlayedReplica(database):
+        drive(heir, change.id, until="succeeded")
+    heir.close()
+
+
+def _looked(services: Services, change_id: str) -> bool:
+    try:
+        return services.executor.advance(change_id)
+    except LeaseHeld:
+        return False
 
 
 def test_a_step_that_was_killed_in_the_middle_has_not_happened(

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from control_plane.monitoring.example import infer_request
 from control_plane.monitoring.health import Finding, following
+from control_plane.preparation import Waiting
 from control_plane.replicas import (
     MEANING,
     HeldVersion,
@@ -16,6 +17,7 @@ from control_plane.replicas import (
     Patience,
     Replica,
     Verdict,
+    Waited,
     judge_applied,
     judge_preparation,
     status_of,
@@ -129,25 +131,69 @@ def test_ready_is_never_said_too_early(told: list[tuple[float, int, str | None]]
     assert (status == "ready") == (complete and not probes_fail)
 
 
+def after(seconds: float) -> Waited:
+    return Waited(seconds, seconds)
+
+
 def test_an_older_attempt_is_no_answer() -> None:
     """What a replica said of the load before this one tells nothing of this one."""
     patience = Patience(replica=30, ready=300)
-    said = judge_preparation([replica(v2="failed")], "flights", "2", 4, 1.0, patience)
+    said = judge_preparation([replica(v2="failed")], "flights", "2", 4, after(1.0), patience)
     assert (said.verdict, said.replicas["a"]) == (Verdict.WAITING, {"state": "waiting"})
-    assert judge_preparation([replica(v2="failed")], "flights", "2", 3, 1.0, patience).verdict is Verdict.REFUSED
-    assert judge_preparation([replica(v2="ready")], "flights", "2", 3, 1.0, patience).verdict is Verdict.DONE
-    assert judge_preparation([], "flights", "2", 3, 29.9, patience).verdict is Verdict.WAITING
-    assert judge_preparation([], "flights", "2", 3, 30.0, patience).verdict is Verdict.REFUSED
-    assert judge_preparation([replica()], "flights", "2", 3, 300.0, patience).verdict is Verdict.REFUSED
+    assert judge_preparation([replica(v2="failed")], "flights", "2", 3, after(1.0), patience).verdict is Verdict.REFUSED
+    assert judge_preparation([replica(v2="ready")], "flights", "2", 3, after(1.0), patience).verdict is Verdict.DONE
+    assert judge_preparation([], "flights", "2", 3, after(29.9), patience).verdict is Verdict.WAITING
+    assert judge_preparation([], "flights", "2", 3, after(30.0), patience).verdict is Verdict.REFUSED
+    assert judge_preparation([replica()], "flights", "2", 3, after(300.0), patience).verdict is Verdict.REFUSED
+
+
+def test_a_replica_that_restarts_meanwhile_is_waited_for() -> None:
+    """One that crashed in the fifth minute would refuse the version at once, though it is back in a second."""
+    patience = Patience(replica=30, ready=300)
+    assert judge_preparation([], "flights", "2", 3, Waited(250, 1), patience).verdict is Verdict.WAITING
+    assert judge_preparation([], "flights", "2", 3, Waited(250, 30), patience).verdict is Verdict.REFUSED
+
+
+def test_an_evicted_version_is_refused_with_its_reason() -> None:
+    """It was waited for until the time was up, and nobody was told that memory did not do."""
+    held = HeldVersion("evicted", 3, "others were wanted later", {}, NOW)
+    full = Replica("a", "http://a", NOW, NOW, 0.0, 1, {}, [], {("flights", "2"): held})
+    said = judge_preparation([full], "flights", "2", 3, after(1.0), Patience())
+    assert (said.verdict, said.reason) == (Verdict.REFUSED, "a: others were wanted later")
+
+
+def test_only_time_in_which_somebody_looked_counts() -> None:
+    """After an outage the first look would refuse everything, before any replica is back."""
+    now = [100.0]
+    waiting = Waiting(lambda: now[0])
+    now[0] += 4
+    assert waiting.look([]) == Waited(4, 4)
+    now[0] += 3600
+    assert waiting.look([]) == Waited(0, 0)
+    now[0] += 2
+    assert waiting.look([replica()]) == Waited(2, 0)
+    now[0] += 3
+    assert waiting.look([]) == Waited(5, 3)
+
+
+@pytest.mark.parametrize("state", ["loading", "failed"])
+def test_loading_anew_takes_nothing_from_what_serves(state: str) -> None:
+    """A look at a model that is warmed again showed it down, while it answered every request."""
+    held = HeldVersion(state, 4, None, {"held": True}, NOW)
+    serving = Replica("a", "http://a", NOW, NOW, 0.0, 1, {"flights": 7}, [], {("flights", "1"): held})
+    assert status_of("flights", [Route("1", 1.0)], 7, [serving], probes_fail=False) == "ready"
+    # whoever asked for it anew still waits for the answer
+    said = judge_preparation([serving], "flights", "1", 4, after(1.0), Patience())
+    assert said.verdict is (Verdict.WAITING if state == "loading" else Verdict.REFUSED)
 
 
 def test_applied_needs_somebody_who_has() -> None:
     """When every replica has died meanwhile, nothing was shifted for anybody."""
     patience = Patience(applied=15)
-    assert judge_applied([], "flights", 7, 1.0, patience).verdict is Verdict.WAITING
-    assert judge_applied([], "flights", 7, 15.0, patience).verdict is Verdict.REFUSED
-    assert judge_applied([replica(revision=6)], "flights", 7, 1.0, patience).verdict is Verdict.WAITING
-    assert judge_applied([replica(revision=8)], "flights", 7, 1.0, patience).verdict is Verdict.DONE
+    assert judge_applied([], "flights", 7, after(1.0), patience).verdict is Verdict.WAITING
+    assert judge_applied([], "flights", 7, after(15.0), patience).verdict is Verdict.REFUSED
+    assert judge_applied([replica(revision=6)], "flights", 7, after(1.0), patience).verdict is Verdict.WAITING
+    assert judge_applied([replica(revision=8)], "flights", 7, after(1.0), patience).verdict is Verdict.DONE
 
 
 @pytest.mark.parametrize(

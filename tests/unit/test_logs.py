@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import subprocess
 import sys
 
@@ -22,8 +23,11 @@ with working_on(request_id="r-1", change_id="c-1", test_id="t-1"):
     logging.getLogger("library").warning("theirs %s", "postgresql://u:hunter2@h/d", extra={"color_message": "x"})
     logging.getLogger("httpx").info("chatter")
     try:
-        raise ValueError("postgresql://u:hunter2@h/d")
-    except ValueError:
+        try:
+            raise ValueError("postgresql://u:hunter2@h/d and 41.5")
+        except ValueError as cause:
+            raise RuntimeError("41.5") from cause
+    except RuntimeError:
         log.exception("failed")
 log.info("after")
 """
@@ -50,7 +54,11 @@ def test_our_lines_and_those_of_libraries_look_alike_and_carry_the_ids() -> None
     assert (ours["event"], ours["level"]) == ("ours", "info")
     assert theirs["event"] == "theirs postgresql://u:***@h/d"
     assert "color_message" not in theirs
-    assert "Traceback" in str(failed["exception"])
+    assert re.fullmatch(
+        r'  File "<string>", line \d+, in <module>\nValueError\nfrom it came:\n'
+        r'  File "<string>", line \d+, in <module>\nRuntimeError',
+        str(failed["exception"]),
+    ), failed["exception"]
     assert "request_id" not in after
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -271,7 +272,7 @@ def test_a_new_attempt_loads_a_held_version_anew_in_the_spare_first() -> None:
     house.settle()
     house.loads.clear()
     house.want(wanted(KEYS[0], routed=True, attempt=7))
-    assert house.standing.reports()[KEYS[0]] == VersionReport("loading", 7, None, {"digest": DIGESTS[0]})
+    assert house.standing.reports()[KEYS[0]] == VersionReport("loading", 7, None, {"digest": DIGESTS[0], "held": True})
     house.settle()
     assert house.loads[0].worker == SPARE
     assert sorted(each.worker for each in house.loads) == list(range(WORKERS))
@@ -393,6 +394,24 @@ def test_a_restarting_worker_does_not_take_a_version_back_to_loading() -> None:
     assert house.standing.reports()[KEYS[0]].state == "loading"  # the spare alone does not serve
     house.restart(0)
     assert house.standing.reports()[KEYS[0]].state == "ready"
+
+
+@pytest.mark.parametrize("is_bad", [False, True])
+def test_loading_anew_takes_no_version_out_of_service(is_bad: bool) -> None:
+    """Whoever looks at a model that is warmed again would see it down, while it answers."""
+    house = House()
+    house.want(wanted(KEYS[0], routed=True))
+    assert "held" not in house.standing.reports()[KEYS[0]].facts
+    house.settle()
+    house.want(wanted(KEYS[0], routed=True, attempt=2))
+    report = house.standing.reports()[KEYS[0]]
+    assert (report.state, report.attempt, report.facts["held"]) == ("loading", 2, True)
+    if is_bad:
+        house.bad.add(KEYS[0])
+    house.settle()
+    report = house.standing.reports()[KEYS[0]]
+    assert report.state == ("failed" if is_bad else "ready")
+    assert not is_bad or report.facts["held"]
 
 
 def test_a_worker_without_a_proven_version_loads_it_while_the_spare_is_away() -> None:

@@ -21,6 +21,7 @@ from control_plane.supervision.supervisor import Supervisor
 # What the guardian grants between TERM and KILL when the supervisor was killed, seconds.
 _GUARDIAN_GRACE = 5.0
 _LAST_WORDS_SECONDS = 2.0
+_CALLED_OFF = 130
 
 
 def run_stack(
@@ -91,10 +92,10 @@ class ReadyTask:
         self._is_abandoned = True
 
     def outcome(self) -> int:
-        """What the work returned, 0 if it was not done; raises what it raised."""
+        """What the work returned; raises what it raised. Of work that was called off: 130 where the end was to wait for it."""
         if self._error and not self._is_abandoned:
             raise self._error
-        return self._status
+        return _CALLED_OFF if self._work and self._exit_after and not self._is_done else self._status
 
     def _do(self, work: Callable[[], int]) -> None:
         try:

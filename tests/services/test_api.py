@@ -214,6 +214,13 @@ def test_writes_that_are_not_json_are_refused(client: TestClient, method: str, c
     assert (answer.status_code, answer.json()["error"]) == (415, "WrongContentType")
 
 
+@pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "application/vnd.flights+json"])
+def test_writes_in_any_kind_of_json_are_read(client: TestClient, content_type: str) -> None:
+    """The data plane takes them, and both addresses are one API."""
+    answer = client.post("/ml/models", headers={"Content-Type": content_type})
+    assert answer.status_code == 405
+
+
 def test_unknown_paths_and_methods_have_the_same_shape(client: TestClient) -> None:
     """A client has one way to read errors."""
     missing = client.get("/nowhere")

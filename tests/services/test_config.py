@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+from structlog.testing import capture_logs
 
+from control_plane.storage.configs import read_configs
 from control_plane.storage.routes import read_generation
 from serving.contracts import ModelServingConfig
 from serving.store import Database
@@ -108,3 +110,18 @@ def test_an_unknown_model_is_404_and_one_of_the_registry_is_known(client: TestCl
     registry.is_down = True
     assert client.get(CONFIG).status_code == 200  # our database knows it by now
     assert client.get("/ml/models/fligths/config").json()["error"] == "RegistryUnreachable"
+
+
+@on_sqlite
+def test_a_row_that_cannot_be_read_harms_no_other_model(client: TestClient, database: Database) -> None:
+    """After going back to an older release, one unknown field would stop the probes of every model."""
+    client.put(CONFIG, json={"timeout": 7})
+    with database.writing() as session:
+        row = session.get_one(ServingConfigRow, "flights")
+        row.given = {"timeout": "soon", "of_tomorrow": 1}
+        session.add(row)
+        session.add(ServingConfigRow(**{**row.model_dump(), "model_id": "delays", "given": {"timeout": 7}}))
+    with database.reading() as session, capture_logs() as logged:
+        configs = read_configs(session)
+    assert (configs["flights"], configs["delays"].timeout) == (ModelServingConfig(), 7)
+    assert [(each["model_id"], each["problem"]) for each in logged] == [("flights", "timeout, of_tomorrow")]

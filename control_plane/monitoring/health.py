@@ -75,6 +75,9 @@ class HealthMonitor:
                 for model_id, routes in read_routes(session).items()
                 if _is_due(last.get(model_id), routes[0].version, configs.get(model_id, _DEFAULT), now)
             ]
+        wanted.sort(
+            key=lambda each: _checked(last.get(each[0].model_id))
+        )  # one that was left out last time comes first
         self._data_plane.longest_timeout = float(max(each.timeout for each in (_DEFAULT, *configs.values())))
         return [self._probe(version, config) for version, config in wanted]
 
@@ -146,6 +149,10 @@ def following(before: HealthProbeRow | None, finding: Finding, at: datetime) -> 
         down=down,
         problem=finding.problem,
     )
+
+
+def _checked(last: HealthProbeRow | None) -> float:
+    return last.checked_at.timestamp() if last else 0.0
 
 
 def _is_due(last: HealthProbeRow | None, version: str, config: ModelServingConfig, now: datetime) -> bool:

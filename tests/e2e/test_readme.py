@@ -30,10 +30,11 @@ def test_every_command_works_in_order(tmp_path: Path) -> None:
     commands = [(bool(flag), line) for flag, text in BLOCKS for line in text.strip().splitlines()]
     first, after = commands[0], commands[1:]
     assert first == (False, "make demo ARGS=--exit")
-    _run(first[1], environment)
+    _shows_what_came_of_it(_run(first[1], environment))
     output = tmp_path / "up.txt"
     with running(["make", "up"], log=output, environment=environment, cwd=ROOT) as up:
         wait_until(lambda: up.poll() is not None or "Ctrl-C ends" in output.read_text(), "make up to be ready", 300)
+        assert up.poll() is None, output.read_text()
         for _, command in after:
             if command != "make up":
                 _run(_on(ports, command), environment)
@@ -55,11 +56,30 @@ def _on(ports: dict[str, str], command: str) -> str:
     return command
 
 
-def _run(command: str, environment: dict[str, str]) -> None:
+def _shows_what_came_of_it(said: str) -> None:
+    """Real flights, figures measured from them, and where to look; within the minute that a first answer may take."""
+    shown = dict(
+        re.findall(
+            r"^\s*(answers|accuracy|latency|first prediction|what serves|ask it)\s{2,}(\S.*)$", said, re.MULTILINE
+        )
+    )
+    assert shown["answers"].startswith("5,000, 0 failed"), said
+    accuracy = float(shown["accuracy"].split()[0])
+    assert 0.6 < accuracy < 1, said
+    p50, p99 = (float(re.search(rf"{name} ([\d.]+) ms", shown["latency"])[1]) for name in ("p50", "p99"))  # type: ignore[index]
+    assert 0 < p50 <= p99, said
+    # It trains first here, unlike a warm start, for which benchmarks have the time; so this only guards against hanging.
+    assert int(shown["first prediction"].split()[0]) < 300, said
+    assert shown["what serves"].endswith("/ml/models/flights/status")
+    assert shown["ask it"].endswith("/ml/models/flights/predict")
+
+
+def _run(command: str, environment: dict[str, str]) -> str:
     ran = subprocess.run(
         command, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
     assert ran.returncode == 0, f"{command}\n{ran.stdout[-3000:]}\n{ran.stderr[-3000:]}"
+    return ran.stdout
 
 
 def test_its_links_lead_somewhere() -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 from rich import box
 from rich.console import Console
@@ -47,7 +48,7 @@ def fill(settings: Settings, console: Console) -> int:
     """
     _train(settings, CHAMPION)
     with Client(settings.control_plane_url) as client:
-        _let_serve(client, console)
+        _let_serve(settings, client, console)
         found = _replay(settings)
         _train(settings, CHALLENGER)
         versions = client.versions(MODEL)["items"]
@@ -68,12 +69,22 @@ def _train(settings: Settings, arguments: tuple[str, ...]) -> None:
         raise DemoFailed(f"the training ended with status {ran.returncode}", "What it printed above says why.")
 
 
-def _let_serve(client: Client, console: Console) -> None:
+def _registered(settings: Settings, alias: str) -> str:
+    """The version that the training let this alias name just now. In MLflow: once something serves, ours is another."""
+    address = f"{settings.resolved_mlflow_uri}/api/2.0/mlflow/registered-models/alias"
+    try:
+        answer = httpx.get(address, params={"name": MODEL, "alias": alias}, timeout=settings.registry_timeout)
+        return str(answer.raise_for_status().json()["model_version"]["version"])
+    except (httpx.HTTPError, ValueError, KeyError) as error:
+        raise DemoFailed(
+            f"MLflow does not say which version is {alias} ({type(error).__name__})", f"Asked: {address}"
+        ) from error
+
+
+def _let_serve(settings: Settings, client: Client, console: Console) -> None:
     # The flights of 2013 keep their own time: drift, labels and tests go by when they were to depart.
     client.configure(MODEL, {"client_timestamps": True})
-    # By its number: the alias is what the training moves, and is ours as soon as something serves.
-    newest = next(each for each in client.versions(MODEL)["items"] if "champion" in each["aliases"])
-    wanted = {"target": newest["version"], "reason": "the demo's first model"}
+    wanted = {"target": _registered(settings, "champion"), "reason": "the demo's first model"}
     change = watch(client, client.promote(MODEL, wanted), console)
     show(change)
     if change["state"] != SUCCEEDED:

@@ -25,17 +25,24 @@ class Waiting:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._looked = self._began = self._alone_since = clock()
+        self._looked = self._began = self._alone_since = self._together_since = clock()
+
+    @property
+    def has_lapsed(self) -> bool:
+        """Whether nobody has looked for so long that the next look begins anew."""
+        return self._clock() - self._looked > LIVE_SECONDS
 
     def look(self, live: Sequence[Replica]) -> Waited:
-        """Seconds until now, of which `alone` without any live replica."""
+        """Seconds until now, and of these the last ones without any live replica, or with one."""
         now = self._clock()
-        if now - self._looked > LIVE_SECONDS:
-            self._began = self._alone_since = now
+        if self.has_lapsed:
+            self._began = self._alone_since = self._together_since = now
         if live:
             self._alone_since = now
+        else:
+            self._together_since = now
         self._looked = now
-        return Waited(now - self._began, now - self._alone_since)
+        return Waited(now - self._began, now - self._alone_since, now - self._together_since)
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,7 @@ class Waited:
 
     total: float
     alone: float  # without any live one, up to now
+    together: float  # with a live one at every look, up to now
 
 
 class Verdict(StrEnum):
@@ -149,8 +150,7 @@ def judge_preparation(
     if failed:
         return Progress(Verdict.REFUSED, "; ".join(f"{name}: {why}" for name, why in sorted(failed.items())), said)
     if not live:
-        reason = "No data plane is running that could load it: none has sent a heartbeat in the last 5 s."
-        return Progress(_until(waited.alone, patience.replica), reason, said)
+        return Progress(_until(waited.alone, patience.replica), _nobody_could("load it"), said)
     if waiting:
         reason = f"Not ready after {waited.total:.0f} s (at most {patience.ready:g} s): {', '.join(waiting)}."
         return Progress(_until(waited.total, patience.ready), reason, said)
@@ -160,14 +160,22 @@ def judge_preparation(
 def judge_applied(
     live: Sequence[Replica], model_id: str, revision: int, waited: Waited, patience: Patience
 ) -> Progress:
-    """Whether every live replica routes by this revision."""
+    """Whether every live replica routes by this revision. One that has just come gets its full time for it."""
     said = {each.replica: {"revision": each.revisions.get(model_id, 0)} for each in live}
     behind = sorted(each.replica for each in live if not each.has_applied(model_id, revision))
-    if behind or not live:
-        who = ", ".join(behind) or "no live replica"
-        reason = f"The routes of revision {revision} were not applied within {patience.applied:g} s by: {who}."
-        return Progress(_until(waited.total, patience.applied), reason, said)
-    return Progress(Verdict.DONE, f"Applied by {len(said)} of {len(said)} live replicas.", said)
+    if live and not behind:
+        return Progress(Verdict.DONE, f"Applied by {len(said)} of {len(said)} live replicas.", said)
+    # Replicas that come and go would be waited for without an end.
+    if waited.total >= patience.replica + patience.applied:
+        verdict = Verdict.REFUSED
+    else:
+        verdict = _until(waited.together, patience.applied) if live else _until(waited.alone, patience.replica)
+    if not live:
+        return Progress(verdict, _nobody_could(f"apply the routes of revision {revision}"), said)
+    reason = (
+        f"The routes of revision {revision} were not applied after {waited.together:.0f} s by: {', '.join(behind)}."
+    )
+    return Progress(verdict, reason, said)
 
 
 def _said(replica: Replica, model_id: str, version: str, attempt: int) -> dict[str, Any]:
@@ -181,6 +189,10 @@ def _said(replica: Replica, model_id: str, version: str, attempt: int) -> dict[s
 
 def _timings(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {key: facts[key] for key in ("engine", "load_seconds", "warmup_seconds") if key in facts}
+
+
+def _nobody_could(deed: str) -> str:
+    return f"No data plane is running that could {deed}: none has sent a heartbeat in the last {LIVE_SECONDS:g} s."
 
 
 def _until(waited: float, limit: float) -> Verdict:

@@ -70,7 +70,7 @@ def wire(
         versions=versions,
         data_plane=data_plane,
         preparation=Preparation(database, versions, pace.patience, poll=pace.poll),
-        changes=ChangeManager(database, versions, checks, pace.patience),
+        changes=ChangeManager(database, versions, checks, pace.patience, quick=pace.quick),
         executor=Executor(database, checks, pace, _holder()),
         standings=StandingReader(database, artifacts),
         health=HealthMonitor(database, artifacts, data_plane),

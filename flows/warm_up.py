@@ -21,6 +21,7 @@ from serving.errors import SwitchyardError
 Row = dict[str, Any]
 
 _SILENT: Row = {"state": "waiting"}  # a replica that came while others loaded
+_REFUSED = ("failed", "evicted")
 _NOBODY = "waiting for a replica, none is alive"
 
 
@@ -93,7 +94,7 @@ def _warm(services: Any, model_id: str, version: str, *, anew: bool) -> tuple[st
 
     with services.database.reading() as session:
         live = live_replicas(session)
-    if not anew and live and all(each.holds(model_id, version) for each in live):
+    if not anew and live and all(_is_ready(each, model_id, version) for each in live):
         return None, [row for each in live for row in _rows(each, model_id, version, {"state": "ready"})]
     progress = services.preparation.prepare(model_id, version, _Shown(f"{model_id} {version}")).progress
     with services.database.reading() as session:
@@ -102,7 +103,23 @@ def _warm(services: Any, model_id: str, version: str, *, anew: bool) -> tuple[st
     rows = [
         row for each in live for row in _rows(each, model_id, version, progress.replicas.get(each.replica, _SILENT))
     ]
-    return (None if progress.verdict == "done" else progress.reason), rows
+    return _why_not(progress), rows
+
+
+def _is_ready(replica: Any, model_id: str, version: str) -> bool:
+    """Whether its last attempt succeeded, so that there are timings. One that failed since may answer all the same."""
+    held = replica.versions.get((model_id, version))
+    return held is not None and held.state == "ready"
+
+
+def _why_not(progress: Any) -> str | None:
+    """For a state, which Prefect logs. A replica's own words may quote the model's example: they stand in the table."""
+    if progress.verdict == "done":
+        return None
+    refused = sorted(name for name, said in progress.replicas.items() if said["state"] in _REFUSED)
+    if not refused:
+        return str(progress.reason)
+    return f"it cannot be loaded by {', '.join(refused)}. The run's artifact 'warm-up' says why."
 
 
 class _Shown:
@@ -170,8 +187,8 @@ def _figure(value: float | None, digits: int) -> str:
 def warm_up(request: WarmUpRequest) -> dict[str, Any] | State[Any]:
     """Load and warm a version on every replica, and record how long each worker took.
 
-    Fails, and so shows red, with the reason, when there is no such version, no replica is alive, or one of them cannot
-    load it. Run again it loads again, and harms nothing.
+    Fails, and so shows red, with the reason, when there is no such version or no replica is alive; and when one of them
+    cannot load it, with the reason in the table. Run again it loads again, and harms nothing.
     """
     log = get_run_logger()
     found: State[Any] = find_version(request.model_id, request.target, return_state=True)

@@ -1,7 +1,8 @@
 """From a batch to the frames that answer it: the one place where a worker calls a model for a request."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import orjson
 
@@ -9,6 +10,8 @@ from serving.batching import Answered, Batch, Fault, OutOfTimeError, Sender, Wai
 from serving.channel import MAX_FRAME, Kind, Outcome, pack
 from serving.engines import Predicted
 from serving.loader import LoadedModel, piece
+from serving.model_files import words_of
+from serving.model_input import Raw
 
 _ROOM = MAX_FRAME - 1024  # what is left of a frame without its headers
 _LONGEST = 300
@@ -36,12 +39,13 @@ def run_batch(
     except Exception as problem:  # noqa: BLE001  # one of them is not what it says: alone each shows whether it is the one
         if len(requests) == 1:
             return [(requests[0].sender, _failed(requests[0], Fault(None, problem)))]
-        singly = [Batch(batch.key, batch.encoding, [each], []) for each in requests]
-        return [reply for each in singly for reply in run_batch(each, model, variant, busy)]
+        return _run_apart(batch, [[each] for each in requests], model, variant, busy)
+    alike = _alike(requests, raw, model)
+    if len(alike) > 1:
+        return _run_apart(batch, alike, model, variant, busy)
 
     def call(first: int, last: int) -> Predicted:
-        busy()
-        return model.answer_rows(raw if last - first == len(raw) else raw[first:last], variant)
+        return model.answer_rows(raw if last - first == len(raw) else raw[first:last], variant, busy)
 
     outcomes = answer_all(sizes, call, lambda each: time.monotonic() < requests[each].question.deadline)
     compute = time.monotonic() - started
@@ -49,6 +53,29 @@ def run_batch(
         (request.sender, _frame(request, outcome, started, compute, len(raw)))
         for request, outcome in zip(requests, outcomes, strict=True)
     ]
+
+
+def _run_apart(
+    batch: Batch[Sender],
+    groups: Iterable[list[Waiting[Sender]]],
+    model: LoadedModel,
+    variant: bytes,
+    busy: Callable[[], None],
+) -> list[Reply[Sender]]:
+    apart = [Batch(batch.key, batch.encoding, each, []) for each in groups]
+    return [reply for each in apart for reply in run_batch(each, model, variant, busy)]
+
+
+def _alike(requests: list[Waiting[Sender]], raw: Raw, model: LoadedModel) -> list[list[Waiting[Sender]]]:
+    """The requests in groups of those whose rows may share a table."""
+    groups: dict[Any, list[Waiting[Sender]]] = {}
+    start = 0
+    if len(requests) == 1:
+        return [requests]
+    for each in requests:
+        groups.setdefault(model.dtypes_of(raw[start : start + each.question.rows]), []).append(each)
+        start += each.question.rows
+    return list(groups.values())
 
 
 def refuse_expired(requests: list[Waiting[Sender]]) -> list[Reply[Sender]]:
@@ -63,9 +90,8 @@ def refuse_unknown(requests: list[Waiting[Sender]]) -> list[Reply[Sender]]:
 
 def failure(id: int, error: str, row: int | None = None, exception: str = "", problem: str = "") -> bytes:
     """A FAILURE frame."""
-    return pack(
-        Kind.FAILURE, id, orjson.dumps({"error": error, "row": row, "exception": exception, "problem": problem})
-    )
+    said = {"error": error, "row": row, "exception": exception, "problem": problem}
+    return pack(Kind.FAILURE, id, orjson.dumps(said))
 
 
 def _frame(
@@ -87,6 +113,6 @@ def _frame(
 def _failed(request: Waiting[Sender], fault: Fault) -> bytes:
     if isinstance(fault.problem, OutOfTimeError):
         return failure(request.id, "DeadlineExceeded")
-    lines = str(fault.problem).strip().splitlines()
+    lines = words_of(fault.problem).strip().splitlines()
     said = lines[0][:_LONGEST] if lines else ""
     return failure(request.id, "ModelError", fault.row, type(fault.problem).__name__, said)

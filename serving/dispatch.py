@@ -162,7 +162,11 @@ class Dispatcher:
                 call.fail(problem)
                 raise
         else:
-            call.fail(_failure(call, frame.payload))
+            try:
+                call.fail(_failure(call, frame.payload))
+            except (ValueError, KeyError, TypeError) as problem:
+                call.fail(BrokenChannel(f"a failure that cannot be read ({type(problem).__name__})"))
+                raise
         del lane
 
     def _pick(self, version: bytes) -> Lane | None:
@@ -228,6 +232,10 @@ class Dispatcher:
         call.settle()
 
     def _give_up(self, orphans: list[Call]) -> None:
+        """Nobody has come for them. While they are asked one after the other, each has until its own deadline."""
+        if self._retrying is not None:
+            self._loop.call_later(RETRY_PATIENCE, self._give_up, orphans)
+            return
         for call in orphans:
             if call in self._orphans:
                 self._orphans.remove(call)

@@ -11,6 +11,7 @@ from serving import open_inference
 from serving.answers import Answer
 from serving.catalogue import ServedModel, ServedVersion
 from serving.contracts import InferenceRequest, InferenceResponse, Role
+from serving.errors import DeadlineExceeded
 from serving.idempotency import RememberedAnswers
 from serving.ids import PredictionIds
 from serving.prediction import Asked, PredictionService, client_key
@@ -102,13 +103,25 @@ class InferenceEndpoint:
         unit = str(request.request_id) if request.user_id is None else request.user_id
         return await self._service.predict(asked, model, model.choose(unit))
 
+    async def _shared(self, answer: "asyncio.Future[bytes]", asked: Asked, model: ServedModel) -> bytes | None:
+        """The answer that another one has asked for, within the time that this one has. None: that one had less."""
+        timeout = model.config.timeout if asked.timeout is None else min(asked.timeout, model.config.timeout)
+        end = asked.started + timeout
+        try:
+            # Shielded: a client that leaves must not take the answer away from the others that wait for it.
+            return await asyncio.wait_for(asyncio.shield(answer), max(0.0, end - time.perf_counter()))
+        except (TimeoutError, DeadlineExceeded):
+            if time.perf_counter() < end:
+                return None
+            raise DeadlineExceeded(self._model_id, timeout) from None
+
     async def _once(self, asked: Asked, given: tuple[bytes, bytes], model: ServedModel) -> bytes:
         """One computation for one request id, however often and however concurrently it is asked."""
         key, digest = given
-        remembered = self._answers.find(key, digest, str(asked.request.request_id))
-        if remembered is not None:
-            # Shielded: a client that leaves must not take the answer away from the others that wait for it.
-            return await asyncio.shield(remembered)
+        while (remembered := self._answers.find(key, digest, str(asked.request.request_id))) is not None:
+            shared = await self._shared(remembered, asked, model)
+            if shared is not None:
+                return shared
         self._answers.expect(key, digest)
         try:
             answer = orjson.dumps(await self._ask(asked, model))

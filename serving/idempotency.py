@@ -1,6 +1,7 @@
 """One answer per request id of a client: repetitions within ten minutes get it again, concurrent ones share it."""
 
 import asyncio
+import itertools
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ REMEMBERED_FOR = 600.0
 """Seconds."""
 _MOST_BYTES = 64 * 2**20
 _OVERHEAD = 500
+_LOOKED_AT = 16  # at most, for each new one: so more are forgotten than come, and none waits for long
 
 
 @dataclass(slots=True)
@@ -36,7 +38,7 @@ class RememberedAnswers:
             RequestIdReused: the id belongs to another body.
         """
         entry = self._entries.get(key)
-        if entry is None or entry.until <= self._loop.time():
+        if entry is None or (entry.answer.done() and entry.until <= self._loop.time()):
             return None
         if entry.digest != digest:
             raise RequestIdReused(request_id)
@@ -73,8 +75,10 @@ class RememberedAnswers:
     def _make_room(self) -> None:
         """Forget what is over its time, and the oldest beyond the limit. One on its way is never forgotten."""
         now = self._loop.time()
-        while self._entries:
-            key, oldest = next(iter(self._entries.items()))
-            if not oldest.answer.done() or (oldest.until > now and self._bytes <= self._most_bytes):
+        for key, oldest in list(itertools.islice(self._entries.items(), _LOOKED_AT)):
+            if oldest.until > now and self._bytes <= self._most_bytes:
                 return
-            self._drop(key)
+            if oldest.answer.done():
+                self._drop(key)
+            else:
+                self._entries.move_to_end(key)  # it is looked at again when it is done

@@ -1,18 +1,22 @@
 """ModelLoader: from a kept model folder to a model that answers, proven byte for byte and warm before anybody asks."""
 
+import base64
 import ctypes
 import gc
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
+import pandas as pd
 import psutil
 
 from serving.artifacts import ArtifactStore
@@ -71,8 +75,12 @@ class LoadedModel:
         """The rows of all requests. Raises ValueError when a body does not hold as many as it says."""
         return self._input.read(encoding, bodies, sizes)
 
-    def answer_rows(self, raw: Raw, variant: bytes) -> Predicted:
-        """One answer per row, in calls of at most `batch_size` rows.
+    def dtypes_of(self, raw: Raw) -> Any:
+        """Equal for rows that may share a call; see ModelInput. None where all may: as an array they have one dtype."""
+        return None if self._arrays and isinstance(raw, np.ndarray) else self._input.dtypes_of(raw)
+
+    def answer_rows(self, raw: Raw, variant: bytes, before_each: Callable[[], None] = lambda: None) -> Predicted:
+        """One answer per row, in calls of at most `batch_size` rows; `before_each` of them is told, and may raise.
 
         Raises:
             ValueError: the model answered another number of rows.
@@ -80,11 +88,12 @@ class LoadedModel:
         """
         columns, params = _read_variant(variant)
         if len(raw) <= self.batch_size:
+            before_each()
             return self._call(raw, columns, params)
-        parts = [
-            self._call(raw[start : start + self.batch_size], columns, params)
-            for start in range(0, len(raw), self.batch_size)
-        ]
+        parts = []
+        for start in range(0, len(raw), self.batch_size):
+            before_each()
+            parts.append(self._call(raw[start : start + self.batch_size], columns, params))
         joined: list[Any] = []
         for part in parts:
             if isinstance(part, np.ndarray):
@@ -149,7 +158,22 @@ def piece(answers: Predicted) -> Piece:
     """Answers to one request as they travel."""
     if isinstance(answers, np.ndarray):
         return Piece(Encoding.FLOATS, answers.shape[1], answers.astype("<f8", copy=False).tobytes())
-    return Piece(Encoding.JSON, 1, orjson.dumps(answers, default=str, option=_DUMP))
+    return Piece(Encoding.JSON, 1, orjson.dumps(answers, default=_plain, option=_DUMP))
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no word for, as a client would expect it. Raises TypeError for what it cannot be."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or value is pd.NaT or value is pd.NA:
+        return None
+    if isinstance(value, datetime | date | Decimal):
+        return str(value)
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    raise TypeError(f"an answer holds a {type(value).__name__}, which is nothing that JSON can carry")
 
 
 def _make(files: ModelFiles) -> tuple[Any, Engine]:
@@ -162,7 +186,7 @@ def _make(files: ModelFiles) -> tuple[Any, Engine]:
             return None, pyfunc.PyfuncEngine(files.folder)
         model = pyfunc.load_raw(files.folder)
     elif files.is_booster:
-        import lightgbm  # an optional package
+        import lightgbm  # only where there is such a model
 
         model = lightgbm.Booster(model_file=str(files.model))
     else:

@@ -75,6 +75,15 @@ def _loader(generic: dict[str, Any], flavors: dict[str, Any]) -> str:
     return module if module in ("sklearn", "lightgbm") and module in flavors else "pyfunc"
 
 
+def words_of(problem: BaseException) -> str:
+    """What an exception says, as text that can be sent: models raise anything, and so may be what it is asked."""
+    try:
+        said = str(problem)
+    except Exception:  # noqa: BLE001  # its class has to do
+        return ""
+    return said.encode("utf-8", "replace").decode()
+
+
 def explain(what: str, problem: BaseException, folder: Path) -> str:
     """Why something could not be done, in a sentence without a traceback, with the way out where it is known."""
     if isinstance(problem, ModuleNotFoundError) and problem.name:
@@ -100,5 +109,5 @@ def _requirement(module: str, folder: Path) -> str:
 
 
 def _first_line(problem: BaseException) -> str:
-    lines = str(problem).strip().splitlines()
+    lines = words_of(problem).strip().splitlines()
     return lines[0][:_LONGEST] if lines else "(nothing more was said)"

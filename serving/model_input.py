@@ -56,8 +56,9 @@ class ModelInput:
         self.names = [each.name for each in columns]
         self.numeric = bool(columns) and all(each.type in _NUMBERS for each in columns)
         """Whether there are columns, and all of them are numbers."""
+        self._changing = [place for place, each in enumerate(columns) if _changes_with_gaps(each)]
         self._plain = self.numeric and all(each.type == "double" for each in columns)
-        self._common = _common_dtype([each.type for each in columns]) if self.numeric else np.dtype(np.float64)
+        self._common = _common_dtype(columns) if self.numeric else np.dtype(np.float64)
 
     @classmethod
     def of_signature(cls, signature: dict[str, Any] | None) -> "ModelInput":
@@ -82,6 +83,20 @@ class ModelInput:
                 raise ValueError(f"{len(some)} rows came where {size} were announced")
             rows += some
         return rows
+
+    def dtypes_of(self, raw: Raw) -> Any:
+        """What of these rows decides the dtypes of the whole DataFrame. Rows that differ in it must not share one.
+
+        Else the answer to one client would depend on what another one sent at the same moment.
+        """
+        if self.tensor is not None:
+            return None
+        if not self.columns:
+            rows = [] if isinstance(raw, np.ndarray) else raw
+            return tuple(tuple(sorted({type(each).__name__ for each in column})) for column in zip(*rows, strict=False))
+        if isinstance(raw, np.ndarray):
+            return tuple(bool(np.isnan(raw[:, place]).any()) for place in self._changing)
+        return tuple(any(row[place] is None for row in raw) for place in self._changing)
 
     def to_array(self, raw: Raw) -> NDArray[Any]:
         """Rows of numbers as one array, of the dtype that a DataFrame of them would have as a whole."""
@@ -123,9 +138,17 @@ def _tensor(listed: dict[str, Any]) -> Tensor:
     return Tensor(listed.get("name"), np.dtype(spec["dtype"]), tuple(spec["shape"]))
 
 
-def _common_dtype(types: Sequence[str]) -> np.dtype[Any]:
-    # A column of truth values makes numbers of the whole for scikit-learn, which goes by way of objects there.
-    return np.dtype(np.float64) if "boolean" in types else np.result_type(*(_NUMBERS[each] for each in types))
+def _common_dtype(columns: Sequence[Column]) -> np.dtype[Any]:
+    # A column of truth values makes numbers of the whole for scikit-learn, which goes by way of objects there; and a gap
+    # in one of whole numbers has room among floating ones only.
+    if any(each.type == "boolean" or _changes_with_gaps(each) for each in columns):
+        return np.dtype(np.float64)
+    return np.result_type(*(_NUMBERS[each.type] for each in columns))
+
+
+def _changes_with_gaps(column: Column) -> bool:
+    """Whether the dtype of a column is another one where a value is missing."""
+    return column.type in ("long", "integer", "boolean") and not column.required
 
 
 def _read_floats(bodies: Sequence[bytes], sizes: Sequence[int]) -> NDArray[np.float64]:

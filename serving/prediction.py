@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import orjson
 
 from serving.catalogue import Catalogue, ServedModel, ServedVersion
-from serving.channel import Outcome, Question
+from serving.channel import MAX_FRAME, Outcome, Question
 from serving.contracts import (
     Encoding,
     Held,
@@ -22,11 +22,24 @@ from serving.contracts import (
     Stages,
 )
 from serving.dispatch import Dispatcher
-from serving.errors import DeadlineExceeded, ModelError, NotReady, SwitchyardError, TooManyRequests, WorkerLost
+from serving.errors import (
+    DeadlineExceeded,
+    FieldProblem,
+    ModelError,
+    NotReady,
+    SwitchyardError,
+    TooManyRequests,
+    ValidationFailed,
+    WorkerLost,
+)
 from serving.recorder import Payload, PredictionRecord, Recorder
 
 LOGGED_STATUS: dict[type[SwitchyardError], int] = {DeadlineExceeded: 504, ModelError: 500, WorkerLost: 503}
 """Failures that count against a version, with the status they are logged and answered with."""
+
+
+_MOST_BYTES = MAX_FRAME - 64 * 1024
+"""Of rows as they travel to a worker: what comes around them takes less than the rest."""
 
 
 class Tracker(Protocol):
@@ -87,6 +100,11 @@ class PredictionService:
         held = self.held(version)
         request = asked.request
         rows = version.schema.encode(request.input_data, model.config.max_rows)
+        if len(rows.body) > _MOST_BYTES:  # columns that are left out take room too, so a short body can come to it
+            problem = f"{rows.size} rows come to {len(rows.body)} bytes"
+            raise ValidationFailed(
+                [FieldProblem("input_data", problem, f"at most {_MOST_BYTES} bytes: send fewer rows")]
+            )
         parameters = _parameters(version, held, request.parameters)
         if request.parameters:
             rows = rows._replace(variant=version.schema.variant(request.input_data, parameters.params))

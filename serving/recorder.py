@@ -111,10 +111,15 @@ class Recorder:
         self._flush_due = False
         records, self._records = self._records, []
         written, self._written = self._written, None
-        if records:
-            self._write(PREDICTIONS, records)
-        if written is not None:
-            written.set_result(None)
+        try:
+            if records:
+                self._write(PREDICTIONS, records)
+        except Exception:  # whatever it is, requests wait for this, and answering them matters more
+            log.exception("the prediction log could not be written")
+            self._on_dropped(PREDICTIONS, len(records))
+        finally:
+            if written is not None:
+                written.set_result(None)
 
     def _flush_payloads(self) -> None:
         if self._payload_timer is not None:

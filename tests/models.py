@@ -215,6 +215,25 @@ def _lgbm(folder: Path) -> Made:
     return features, signature, ModelKind.CLASSIFIER
 
 
+def _booster_regression(folder: Path) -> Made:
+    found = load_diabetes(as_frame=True)
+    quiet = {"objective": "regression", "verbosity": -1, "num_threads": 1}
+    model = lightgbm.train(quiet, lightgbm.Dataset(found.data, found.target), num_boost_round=10)
+    signature: ModelSignature = infer_signature(found.data, model.predict(found.data))
+    mlflow.lightgbm.save_model(model, str(folder), signature=signature, pip_requirements=["lightgbm"])
+    return found.data, signature, ModelKind.REGRESSOR
+
+
+def _lgbm_regressor(folder: Path) -> Made:
+    found = load_diabetes(as_frame=True)
+    model = lightgbm.LGBMRegressor(n_estimators=10, verbosity=-1, n_jobs=1).fit(found.data, found.target)
+    signature: ModelSignature = infer_signature(found.data, model.predict(found.data))
+    mlflow.lightgbm.save_model(
+        model, str(folder), signature=signature, serialization_format="cloudpickle", pip_requirements=["lightgbm"]
+    )
+    return found.data, signature, ModelKind.REGRESSOR
+
+
 def _svc(folder: Path) -> Made:
     """Its labels are not where its probabilities are largest: those come from another fit."""
     features, target = _tumours()
@@ -377,7 +396,9 @@ _MAKERS: dict[str, Callable[[Path], Made]] = {
     "multi-output": _multi_output,
     "booster": _booster,
     "booster-multiclass": _booster_multiclass,
+    "booster-regression": _booster_regression,
     "lgbm": _lgbm,
+    "lgbm-regressor": _lgbm_regressor,
     "svc": _svc,
     "linear-svc": _linear_svc,
     "pyfunc": _pyfunc,

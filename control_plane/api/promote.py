@@ -81,8 +81,11 @@ async def promote(
 ) -> ChangeBody:
     """It is loaded and warmed up on every live replica first, then gets the traffic; nothing is dropped.
 
-    The answer is the change as it begins; ask for it again (`GET /ml/changes/{id}`) to see it end. What already
-    serves is a change that succeeds without doing anything.
+    The answer comes at once: the change as it begins; ask for it again (`GET /ml/changes/{id}`) to see it end. What
+    already serves is a change that succeeds without doing anything.
+
+    A target that does not exist is refused (404) where that is known at once. A registry that takes longer is not
+    waited for: then the change is on record (202), and ends `rejected` with the same words. A dry run waits.
     """
     if body.approval:
         problem = FieldProblem("approval", "approvals come with the rollback engine", "false, or left out")

@@ -76,7 +76,7 @@ class ReplicaBody(BaseModel):
 
 
 class LastKnownGoodBody(BaseModel):
-    """What to go back to: it served before the last change that succeeded."""
+    """What to go back to: the latest version that a change succeeded with and that has no traffic now."""
 
     model_config = ConfigDict(from_attributes=True)
 

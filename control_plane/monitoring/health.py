@@ -75,9 +75,8 @@ class HealthMonitor:
                 for model_id, routes in read_routes(session).items()
                 if _is_due(last.get(model_id), routes[0].version, configs.get(model_id, _DEFAULT), now)
             ]
-        wanted.sort(
-            key=lambda each: _checked(last.get(each[0].model_id))
-        )  # one that was left out last time comes first
+        # Not all are asked at once: one that was left out last time comes first.
+        wanted.sort(key=lambda each: _checked(last.get(each[0].model_id)))
         self._data_plane.longest_timeout = float(max(each.timeout for each in (_DEFAULT, *configs.values())))
         return [self._probe(version, config) for version, config in wanted]
 

@@ -23,7 +23,7 @@ RECENT_SECONDS = 900.0
 
 @dataclass(frozen=True)
 class LastKnownGood:
-    """What served before the last change that succeeded; our copy of it is still here."""
+    """The latest version that a change succeeded with and that has no traffic now; our copy of it is still here."""
 
     version: str
     change_id: str

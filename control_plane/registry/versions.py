@@ -21,7 +21,7 @@ from control_plane.registry.gateway import Registry, RegistryVersion
 from control_plane.registry.listing import NO_FACTS, Listing, ModelSummary, Version, by_version, merge, summarise
 from control_plane.registry.projection import AliasMove, find_alias_moves, project_aliases
 from control_plane.replicas import ModelStatus
-from control_plane.storage.aliases import wanted_aliases
+from control_plane.storage.aliases import pending_aliases, wanted_aliases
 from control_plane.storage.installation import read_installation
 from control_plane.storage.routes import read_routes
 from control_plane.storage.statuses import read_statuses
@@ -150,12 +150,21 @@ class VersionManager:
         return shown[reference]
 
     def alias_in_registry(self, model_id: str, alias: str) -> str | None:
-        """What MLflow shows under this alias, whoever set it; None for none, for a number, or when nobody can tell."""
-        if alias.strip().isdecimal():
+        """What MLflow shows under this alias, whoever set it; None for none, for a number, or when nobody can tell.
+
+        None too while it does not show yet what we want there: that is nobody's move.
+
+        Raises:
+            DatabaseUnavailable: it cannot be known what we want.
+        """
+        if alias.isdecimal():
             return None
+        with self._database.reading() as session:
+            if any((each.model_id, each.alias) == (model_id, alias) for each in pending_aliases(session)):
+                return None
         try:
-            return self._registry.aliases(model_id).get(alias.strip())
-        except RegistryUnreachable:
+            return self._registry.aliases(model_id).get(alias)
+        except RegistryError:
             return None
 
     def prepare(self, model_id: str, version: str) -> KeptVersion:

@@ -5,6 +5,7 @@ from typing import Any
 
 from sqlmodel import Session
 
+from control_plane.errors import AliasNotFound, InvalidVersionReference, VersionNotFound
 from control_plane.registry import Version, VersionManager
 from control_plane.rollback.gates import Check, compare_signatures, judge_metric
 from control_plane.storage.configs import read_config
@@ -13,6 +14,9 @@ from serving.contracts import ModelServingConfig
 from serving.errors import DatabaseUnavailable, ModelNotFound, SignatureNotSupported, SwitchyardError
 from serving.input_schema import InputSchema
 from serving.store import Database, ModelVersionRow
+
+NO_SUCH_TARGET = (ModelNotFound, VersionNotFound, AliasNotFound, InvalidVersionReference)
+"""What is told to whoever asks, where it can be known at once, instead of being put on record."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Examination:
     serves_already: bool
     checks: list[Check]
     elsewhere: str | None = None
-    """What MLflow shows under the alias that was asked for, where it already serves by our book."""
+    """In a sentence what the alias that was asked for is in MLflow, where it serves already and that is another one."""
 
     @property
     def passed(self) -> bool:
@@ -40,12 +44,10 @@ class Examination:
         return {"checks": [each.facts() for each in self.checks]}
 
 
-def already_serves(version: str, elsewhere: str | None = None) -> str:
-    """What is said when nothing needs to be done. `elsewhere`: what the alias that was asked for means in MLflow."""
-    said = f"Version {version} has all the traffic already; nothing was changed."
-    if elsewhere is None or elsewhere == version:
-        return said
-    return f"{said} In MLflow that alias means version {elsewhere} now: to have that one serve, name it by its number."
+def already_serves(found: Examination) -> str:
+    """What is said when nothing needs to be done."""
+    said = f"Version {found.target} already serves; nothing was changed."
+    return f"{said} {found.elsewhere}" if found.elsewhere else said
 
 
 class TargetChecks:
@@ -64,17 +66,22 @@ class TargetChecks:
         return self._examine(model_id, reference, skip_gates=skip_gates, keep=True)
 
     def foresee(self, model_id: str, reference: str, *, skip_gates: bool) -> Examination:
-        """The same as far as it goes without writing anything: a version that is not kept yet is not copied."""
+        """The same as far as it goes without writing anything: a version that is not kept yet is not copied.
+
+        Raises:
+            ModelNotFound, VersionNotFound, AliasNotFound, InvalidVersionReference: there is no such target.
+            DatabaseUnavailable: nothing can be said about it; ask again.
+        """
         return self._examine(model_id, reference, skip_gates=skip_gates, keep=False)
 
     def _examine(self, model_id: str, reference: str, *, skip_gates: bool, keep: bool) -> Examination:
-        found = self._look_up(model_id, reference)
+        found = self._look_up(model_id, reference, on_record=keep)
         if not found.passed:
             return Examination(reference, serves_already=False, checks=[found])
         target = str(found.evidence["version"])
         situation = self._situation(model_id, target)
         if situation.serves_already:
-            elsewhere = self._versions.alias_in_registry(model_id, reference)
+            elsewhere = self._elsewhere(model_id, reference, target)
             return Examination(target, serves_already=True, checks=[found], elsewhere=elsewhere)
         bytes_, version = self._keep(model_id, target) if keep else self._foresee(model_id, target)
         checks = [found, bytes_]
@@ -82,14 +89,22 @@ class TargetChecks:
             checks += _judge(version, situation, skip_gates=skip_gates)
         return Examination(target, serves_already=False, checks=checks)
 
-    def _look_up(self, model_id: str, reference: str) -> Check:
+    def _look_up(self, model_id: str, reference: str, *, on_record: bool) -> Check:
         try:
             version = self._versions.resolve(model_id, reference)
         except DatabaseUnavailable:
             raise
         except SwitchyardError as error:
+            if isinstance(error, NO_SUCH_TARGET) and not on_record:
+                raise  # whoever asks for a plan waits for the answer, and can be told as if asking for the change
             return _refused("target", error)
         return Check("target", passed=True, detail=f"It is version {version}.", evidence={"version": version})
+
+    def _elsewhere(self, model_id: str, reference: str, target: str) -> str | None:
+        shown = self._versions.alias_in_registry(model_id, reference)
+        if shown is None or shown == target:
+            return None
+        return f"In MLflow '{reference}' is version {shown}: promote it by its number."
 
     def _keep(self, model_id: str, version: str) -> tuple[Check, "_Judged | None"]:
         try:

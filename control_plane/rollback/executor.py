@@ -1,5 +1,6 @@
 """Advancing changes: each call one step, which persists whole or not at all, so that whoever comes next can go on."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -46,17 +47,27 @@ class Pace:
 
     poll: float = 0.1  # between two looks at what the replicas say
     lease: float = 10.0  # after this long another control plane takes over from one that was killed
+    quick: float = 0.15  # for how long asking for a change waits for the registry: it is answered within 0.2
     patience: Patience = field(default_factory=Patience)
 
 
 class Executor:
     """Advances changes, as one holder of leases."""
 
-    def __init__(self, database: Database, checks: TargetChecks, pace: Pace, holder: str) -> None:
+    def __init__(
+        self,
+        database: Database,
+        checks: TargetChecks,
+        pace: Pace,
+        holder: str,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """`holder` must be this process's alone, also after a restart: leases are told apart by it."""
         self._database = database
         self._checks = checks
         self._holder = holder
+        self._clock = clock
         self.pace = pace
         self._waiting: dict[str, tuple[int, Waiting]] = {}  # change -> number of its step, since we first looked
         self._handlers: dict[ChangeState, Callable[[ChangeRow], None]] = {
@@ -110,7 +121,7 @@ class Executor:
         if not found.passed:
             self._move(change, ChangeState.REJECTED, found.evidence(), detail=found.reason)
         elif found.serves_already:
-            said = already_serves(found.target, found.elsewhere)
+            said = already_serves(found)
             self._move(change, ChangeState.SUCCEEDED, found.evidence(), target=found.target, detail=said)
         else:
             self._move(
@@ -144,7 +155,7 @@ class Executor:
             self._show(change, step, progress)
         elif progress.verdict is Verdict.REFUSED:
             said = f"The routes were left as they were: {progress.reason}"
-            self._move(change, ChangeState.FAILED, progress.evidence(), detail=said)
+            self._move(change, ChangeState.FAILED, progress.evidence(), act=_releasing(change), detail=said)
         else:
             self._move(change, ChangeState.VERIFYING, {}, act=_routing(change))
 
@@ -179,9 +190,16 @@ class Executor:
     def _waited(self, step: ChangeStepRow, live: Sequence[Replica]) -> Waited:
         number, waiting = self._waiting.get(step.change_id, (None, None))
         if waiting is None or number != step.number:
-            waiting = Waiting()
+            self._forget_lapsed()
+            waiting = Waiting(self._clock)
             self._waiting[step.change_id] = (step.number, waiting)
         return waiting.look(live)
+
+    def _forget_lapsed(self) -> None:
+        """What another control plane took over it has ended too, and no look of ours will tell us so."""
+        for change_id, (_, waiting) in self._waiting.copy().items():  # other changes have threads of their own
+            if waiting.has_lapsed:
+                self._waiting.pop(change_id, None)
 
     def _show(self, change: ChangeRow, step: ChangeStepRow, progress: Progress) -> None:
         """Whoever watches sees each replica advance; written only when one has."""
@@ -200,7 +218,7 @@ class Executor:
             change,
             after,
             {"error": type(error).__name__},
-            act=_releasing(change) if change.state == ChangeState.PREPARING else _nothing,
+            act=_releasing(change) if change.state in (ChangeState.PREPARING, ChangeState.SHIFTING) else _nothing,
             detail=f"While {change.state}: {said}",
         )
 

@@ -11,18 +11,10 @@ from typing import Any
 
 from sqlmodel import Session
 
-from control_plane.errors import (
-    AliasNotFound,
-    ChangeMovedOn,
-    ChangeNotFound,
-    ChangeUnderWay,
-    IdempotencyKeyReused,
-    InvalidVersionReference,
-    VersionNotFound,
-)
+from control_plane.errors import ChangeMovedOn, ChangeNotFound, ChangeUnderWay, IdempotencyKeyReused
 from control_plane.registry import VersionManager
 from control_plane.replicas import Patience
-from control_plane.rollback.checks import TargetChecks, already_serves
+from control_plane.rollback.checks import NO_SUCH_TARGET, TargetChecks, already_serves
 from control_plane.rollback.plan import Mode, plan_of
 from control_plane.rollback.record import Change, Step, change_of
 from control_plane.rollback.states import ChangeState, can_be_cancelled
@@ -30,14 +22,11 @@ from control_plane.storage import changes
 from control_plane.storage.replicas import release_version
 from control_plane.storage.routes import read_routes
 from control_plane.storage.tables import ChangeRow
-from serving.errors import ModelNotFound, SwitchyardError
+from serving.errors import SwitchyardError
 from serving.logs import logger
 from serving.store import Database
 
 log = logger(__name__)
-
-QUICK_SECONDS = 0.15
-"""How long asking for a change waits for the registry to say that there is no such target; the answer is due in 0.2."""
 
 DRY_RUN = "dry-run"
 """In place of the id of a change that was only planned."""
@@ -71,13 +60,7 @@ class ChangeManager:
     """Every change of what serves, of every model."""
 
     def __init__(
-        self,
-        database: Database,
-        versions: VersionManager,
-        checks: TargetChecks,
-        patience: Patience,
-        *,
-        quick: float = QUICK_SECONDS,
+        self, database: Database, versions: VersionManager, checks: TargetChecks, patience: Patience, *, quick: float
     ) -> None:
         """`quick`: how long asking for a change waits for the registry, in seconds."""
         self._database = database
@@ -124,6 +107,7 @@ class ChangeManager:
         Nothing is written. Asks the registry, and waits for it, for a version that is not kept here yet.
 
         Raises:
+            ModelNotFound, VersionNotFound, AliasNotFound, InvalidVersionReference: there is no such target.
             DatabaseUnavailable: it cannot be known what serves.
         """
         started = datetime.now(UTC)
@@ -131,7 +115,7 @@ class ChangeManager:
         with self._database.reading() as session:
             row = self._row(session, wish, found.target)
         row.id, row.state = DRY_RUN, "planned" if found.passed else ChangeState.REJECTED.value
-        row.detail = already_serves(found.target, found.elsewhere) if found.serves_already else found.reason
+        row.detail = already_serves(found) if found.serves_already else found.reason
         row.plan = [] if found.serves_already else row.plan
         state = "passed" if found.passed else "failed"
         step = Step("checking", state, started, datetime.now(UTC), found.evidence())
@@ -207,7 +191,7 @@ class ChangeManager:
         asked: Future[str] = self._quick.submit(self._versions.resolve, model_id, reference)
         try:
             return asked.result(self._quick_seconds)
-        except (ModelNotFound, VersionNotFound, AliasNotFound, InvalidVersionReference):
+        except NO_SUCH_TARGET:
             raise
         except (TimeoutError, SwitchyardError):
             asked.cancel()

@@ -134,6 +134,8 @@ def last_known_good(session: Session, model_id: str) -> tuple[str, str] | None:
         select(ChangeRow.id, ChangeRow.target)
         .join(ModelVersionRow, _same_version(ChangeRow.target))
         .where(ChangeRow.model_id == model_id, ChangeRow.state == "succeeded", col(ChangeRow.target).not_in(routed))
+        # One that found its target serving already has shown nothing about it.
+        .where(col(ChangeRow.source).is_distinct_from(col(ChangeRow.target)))
         .order_by(col(ChangeRow.id).desc())
     )
     found = session.exec(good.limit(1)).first()
@@ -147,7 +149,7 @@ def last_known_good(session: Session, model_id: str) -> tuple[str, str] | None:
         ChangeRow.id > change_id,
     )
     shifted = taken.where(col(ChangeRow.state).in_(("verifying", "succeeded", "failed")))
-    return version, session.exec(shifted.order_by(ChangeRow.id).limit(1)).first() or change_id
+    return version, session.exec(shifted.order_by(col(ChangeRow.id).desc()).limit(1)).first() or change_id
 
 
 def _same_version(version: Any) -> Any:

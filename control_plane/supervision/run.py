@@ -36,7 +36,8 @@ def run_stack(
 
     `prepare` is called when nothing runs on the data folder any more and every port is free, before anything is
     started. `when_ready` is called once everything is ready, in a thread of its own; with `exit_after` the stack is
-    ended when it returns. Returns what `when_ready` returned, else 0.
+    ended when it returns. Returns what `when_ready` returned; 130 where a signal came before that was to end the stack;
+    else 0.
 
     Raises:
         FolderNotWritable, AlreadyRunning, PortShared, PortTaken, HostNotUsable: nothing was started.
@@ -89,13 +90,16 @@ class ReadyTask:
             threading.Thread(target=self._do, args=(self._work,), daemon=True, name="when-ready").start()
 
     def abandon(self) -> None:
-        self._is_abandoned = True
+        # What failed by now may have failed by what ends everything, such as Ctrl-C that its own processes get too.
+        self._is_abandoned = not self._is_done or self._error is not None
 
     def outcome(self) -> int:
         """What the work returned; raises what it raised. Of work that was called off: 130 where the end was to wait for it."""
-        if self._error and not self._is_abandoned:
+        if self._is_abandoned:
+            return _CALLED_OFF if self._exit_after else 0
+        if self._error:
             raise self._error
-        return _CALLED_OFF if self._work and self._exit_after and not self._is_done else self._status
+        return self._status
 
     def _do(self, work: Callable[[], int]) -> None:
         try:

@@ -10,7 +10,7 @@ from serving.agent.route_table import Slots, Table, build_table, known_versions,
 from serving.agent.standing import Standing
 from serving.agent.tables import TableServer
 from serving.contracts import ModelServingConfig
-from serving.desired import Key, WantedVersion
+from serving.desired import NOTHING_DESIRED, Key, WantedVersion
 from serving.logs import logger
 
 log = logger(__name__)
@@ -41,6 +41,8 @@ class Publisher:
     def publish(self) -> None:
         """Push the table if it is another one. Does not wait for the disk: a full one must not stop a rollback."""
         desired = self._standing.desired
+        if desired is NOTHING_DESIRED and not self._standing.certain:
+            return  # it is not known what should be served, which is another thing than nothing
         self._known = known_versions(desired, self._standing.held, self._known)
         configs = {name: self._config(name) for name in desired.models}
         table = build_table(desired, self._known, self._slots.of(self._known), configs)

@@ -34,7 +34,7 @@ class StreamFolder:
             names = os.listdir(self.path)  # noqa: PTH208  # ten times as fast, and asked ten times a second
         except OSError:
             return []
-        return sorted(int(name[:-4]) for name in names if name.endswith(".seg"))
+        return sorted(int(name[:-4]) for name in names if name.endswith(".seg") and name[:-4].isdecimal())
 
     def set_aside(self) -> list[Path]:
         """Files that were kept for somebody to look at: damaged segments, records that the database refused."""

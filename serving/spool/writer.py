@@ -82,8 +82,8 @@ class SpoolWriter:
 
     def _open_one(self) -> int | None:
         if self._descriptor is None and time.monotonic() >= self._retry_at:
-            self._make_room()
             try:
+                self._make_room()
                 self.folder.prepare()
                 self._number, self._descriptor = self.folder.open_segment()
                 self._position = 0

@@ -11,6 +11,7 @@ import hypothesis.strategies as st
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis.core import NOT_SET
 from schemathesis.core.failures import Failure, FailureGroup
 from schemathesis.core.result import Err, Ok
 from schemathesis.specs.openapi.checks import (
@@ -26,6 +27,9 @@ from tests.processes import wait_until
 
 SECONDS = 45.0
 """For all operations together."""
+
+REFUSED = {"POST /ml/changes/{change_id}/cancel": 409}
+"""What is right to ask and still refused: the change that there is has ended."""
 
 CONFORMANCE = [
     status_code_conformance,
@@ -74,6 +78,7 @@ def known(stack: Stack) -> Known:
             "POST /v2/models/{model_id}/versions/{version}/infer": {"inputs": inputs},
             "POST /ml/models/{model_id}/promote": {**wanted, "dry_run": True},
             "PUT /ml/models/{model_id}/config": {"timeout": 20},
+            "POST /ml/changes/{change_id}/cancel": {"reason": "no longer wanted", "by": "ada"},
         },
     )
 
@@ -85,6 +90,21 @@ def operations(stack: Stack) -> list[Any]:
     found = list(schema.get_all_operations())
     assert not [each for each in found if isinstance(each, Err)]
     return [each.ok() for each in found if isinstance(each, Ok)]
+
+
+def test_everything_works_when_asked_rightly(operations: list[Any], known: Known) -> None:
+    """An operation that refuses every request conforms to its description, and is of no use to anybody."""
+    statuses = {}
+    for operation in operations:
+        case = operation.Case(
+            path_parameters=_shared(known.path_parameters, [each.name for each in operation.path_parameters]),
+            body=known.bodies.get(operation.label, NOT_SET),
+            media_type="application/json" if operation.label in known.bodies else None,
+        )
+        answer = case.call_and_validate(checks=CONFORMANCE, timeout=20)
+        statuses[operation.label] = answer.status_code
+    assert known.bodies.keys() <= statuses.keys()
+    assert {label: status for label, status in statuses.items() if not 200 <= status < 300} == REFUSED
 
 
 def test_no_answer_is_undocumented(operations: list[Any], known: Known) -> None:

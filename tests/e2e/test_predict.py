@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis.extra.numpy import arrays
 
 from tests.e2e.house import ServingHouse, Traffic, columns_of, record_of
 from tests.models import SERVABLE, Zoo, ZooModel
@@ -50,10 +51,16 @@ def test_answers_are_those_of_mlflow(house: ServingHouse, served: dict[str, ZooM
 def test_answers_of_a_model_of_tensors_are_those_of_mlflow(house: ServingHouse, served: dict[str, ZooModel]) -> None:
     """A model without named columns could be registered and never asked."""
     model = served["tensor"]
-    rows = model.sample[:20]
-    answer = house.ask("tensor", tensor_input(rows))
     reference = mlflow.pyfunc.load_model(str(model.folder))
-    assert_same(answer["predictions"], reference.predict(rows), None)
+    low, high = float(model.sample.min()), float(model.sample.max())
+
+    @settings(max_examples=12, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(st.integers(1, 6).flatmap(lambda size: tensors((size, *model.sample.shape[1:]), low, high)))
+    def holds(rows: Any) -> None:
+        found = house.ask("tensor", tensor_input(rows))["predictions"]
+        assert_same(found, reference.predict(rows), probabilities_of(reference, rows))
+
+    holds()
 
 
 def test_a_record_and_columns_are_answered_alike(house: ServingHouse, served: dict[str, ZooModel]) -> None:
@@ -242,6 +249,11 @@ def test_open_inference_refuses_in_its_own_shape(
     answer = house.plane.client.post(path, json=body)
     assert answer.status_code == status, answer.text
     assert isinstance(answer.json()["error"], str)
+
+
+def tensors(shape: tuple[int, ...], low: float, high: float) -> st.SearchStrategy[Any]:
+    """Arrays of 32-bit floats between these."""
+    return arrays(np.float32, shape, elements=st.floats(low, high, width=32))
 
 
 def rows_for(model: ZooModel) -> st.SearchStrategy[pd.DataFrame]:

@@ -60,7 +60,7 @@ def _shows_what_came_of_it(said: str) -> None:
     """Real flights, figures measured from them, and where to look; within the minute that a first answer may take."""
     shown = dict(
         re.findall(
-            r"^\s*(answers|accuracy|latency|first prediction|what serves|ask it)\s{2,}(\S.*)$", said, re.MULTILINE
+            r"^\s*(answers|accuracy|latency|first prediction|what serves|ask it)\s{2,}(\S.*?)\s*$", said, re.MULTILINE
         )
     )
     assert shown["answers"].startswith("5,000, 0 failed"), said

@@ -106,15 +106,32 @@ class TestRuns:
             assert len(replica.attempts) == 2
             assert table()[0]["load s"] == "0.100"
 
-    def test_a_replica_that_cannot_load_it_shows_red_with_the_reason(self, database: Database) -> None:
-        """A run that looks well, and a version that is ready nowhere."""
+    def test_a_replica_that_cannot_load_it_shows_red_with_the_reason(
+        self, database: Database, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A run that looks well, and a version that is ready nowhere; or values of its example in a log."""
         with PlayedReplica(database, "one:8000"), PlayedReplica(database, "two:8000") as two:
-            two.refuses["1"] = "no module named lightgbm"
+            two.refuses["1"] = "could not convert 'Ada Lovelace' to float"
             ended = run(target="1")
         assert ended.is_failed()
-        assert "two:8000: no module named lightgbm" in str(ended.message)
+        assert "it cannot be loaded by two:8000. The run's artifact 'warm-up' says why." in str(ended.message)
         states = {each["replica"]: (each["state"], each["reason"]) for each in table()}
-        assert states["two:8000"] == ("failed", "no module named lightgbm")
+        assert states["two:8000"] == ("failed", "could not convert 'Ada Lovelace' to float")
+        assert "two:8000" in caplog.text  # Prefect logs the message of the state
+        assert "Lovelace" not in caplog.text
+
+    def test_what_failed_when_it_was_loaded_anew_is_not_left_alone(self, database: Database) -> None:
+        """It answers, from before: the run would show it as ready, without a figure."""
+        with PlayedReplica(database):
+            run(target="1")
+        with database.writing() as session:
+            row = session.get_one(ReplicaVersionRow, ("127.0.0.1:8000", "flights", "1"))
+            row.state, row.reason, row.facts = "failed", "broken", {"held": True}
+            session.add(row)
+        with PlayedReplica(database) as replica:
+            assert run(target="1", anew=False).is_completed()
+        assert len(replica.attempts) == 1
+        assert table()[0]["load s"] == "0.100"
 
     def test_a_replica_that_says_nothing_new_is_not_shown_with_old_timings(
         self, database: Database, monkeypatch: pytest.MonkeyPatch

@@ -492,6 +492,20 @@ def test_a_start_without_database_serves_the_snapshot(tmp_path: Path, house: Hou
     play(scenario())
 
 
+def test_what_is_not_known_is_not_made_known(tmp_path: Path) -> None:
+    """A new replica would say 404 to everybody until its database answers, and one that knew better would forget."""
+    blind = House(tmp_path, "postgresql://nobody@127.0.0.1:1/nothing")
+
+    async def scenario() -> None:
+        async with blind.open(), blind.agent():
+            await until(lambda: all(each._peers for each in blind.workers) or None, "the workers led")
+            await asyncio.sleep(0.3)  # several rounds of what would publish it
+            assert blind.https[0].tables == []
+            assert not (blind.options.replica_folder / "table.json").exists()
+
+    play(scenario())
+
+
 def test_a_damaged_snapshot_is_as_none(house: House, database: Database) -> None:
     """A file cut off by a full disk would keep the data plane from starting at all."""
     house.options.replica_folder.mkdir()

@@ -8,9 +8,14 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+from structlog.testing import capture_logs
 
+from control_plane.monitoring.health import Finding, following
 from control_plane.storage.leases import take_lease
+from control_plane.storage.probes import write_probe
+from control_plane.storage.routes import lease_name, write_routes
 from control_plane.storage.tables import HealthProbeRow
+from serving.routing import Route
 from serving.store import Database
 from tests.processes import wait_until
 from tests.services.serving_world import (
@@ -120,6 +125,39 @@ def test_three_failures_make_it_down_and_two_answers_bring_it_up(
     found = until(client, lambda health: not health["down"], "two answers")
     assert found["successes"] >= 2
     assert client.get(STATUS).json()["status"] == "ready"
+
+
+@on_sqlite
+def test_one_that_was_left_out_comes_first(database: Database, registry: Registry, tmp_path: Path) -> None:
+    """Eight are asked at once: with more models than that, those that come late in the alphabet would never be."""
+    services = make_services(database, registry, tmp_path)
+    now = datetime.now(UTC)
+    for age, model_id in enumerate(("a", "b", "c", "d")):
+        registry.add(model_id, example=EXAMPLE)
+        services.versions.prepare(model_id, "1")
+        with database.writing() as session:
+            lease = take_lease(session, lease_name(model_id), "test", 5)
+            write_routes(session, lease, model_id, [Route("1", 1.0)], reason="test", aliases={})
+            if model_id != "c":
+                probe = following(None, Finding(model_id, "1", True, 0.1, None), now - timedelta(hours=1 + age))
+                write_probe(session, probe)
+    assert [each.model_id for each in services.health.due()] == ["c", "d", "b", "a"]
+    services.close()
+
+
+@on_sqlite
+def test_what_a_model_answered_is_shown_and_not_logged(database: Database, registry: Registry, tmp_path: Path) -> None:
+    """The message of a model's exception may quote the row that it was asked about."""
+    services = make_services(database, registry, tmp_path)
+    services.versions.prepare("flights", "1")
+    with capture_logs() as logged:
+        for _ in range(3):
+            services.health.keep(Finding("flights", "1", False, 0.1, "could not convert 'Ada Lovelace' to float"))
+    with database.reading() as session:
+        assert "Lovelace" in str(session.get_one(HealthProbeRow, "flights").problem)
+    assert [(each["event"], each["model_id"], each["failures"]) for each in logged] == [("probes fail", "flights", 3)]
+    assert "Lovelace" not in str(logged)
+    services.close()
 
 
 @on_sqlite

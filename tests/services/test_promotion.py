@@ -6,21 +6,23 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlmodel import select
+from sqlmodel import Session, select
 from starlette.testclient import TestClient
 from structlog.testing import capture_logs
 
 from control_plane.errors import ChangeMovedOn, ChangeUnderWay, LeaseHeld
 from control_plane.replicas import Progress
-from control_plane.rollback import Wish
+from control_plane.rollback import Executor, TargetChecks, Wish
 from control_plane.services import Services
 from control_plane.storage.aliases import wanted_aliases
+from control_plane.storage.changes import move_change
 from control_plane.storage.leases import take_lease
-from control_plane.storage.routes import lease_name, read_generation, read_routes
+from control_plane.storage.routes import lease_name, read_generation, read_routes, write_routes
 from control_plane.storage.tables import ChangeRow, ChangeStepRow, LeaseRow
 from serving.routing import Route
 from serving.store import Database, ModelVersionRow
@@ -59,6 +61,13 @@ def services(database: Database, registry: Registry, tmp_path: Path) -> Iterator
 @pytest.fixture
 def client(services: Services) -> Iterator[TestClient]:
     with running(services) as client:
+        yield client
+
+
+@pytest.fixture
+def patient_client(database: Database, registry: Registry, tmp_path: Path) -> Iterator[TestClient]:
+    """Of a control plane that waits for the registry however busy the machine is."""
+    with running(make_services(database, registry, tmp_path, pace=replace(QUICK, quick=60))) as client:
         yield client
 
 
@@ -150,8 +159,7 @@ def test_what_serves_already_succeeds_without_being_touched(
         before = read_generation(session)
     change = promoted(client, "champion")
     assert (change["target"], [step["name"] for step in change["steps"]]) == ("1", ["checking"])
-    assert "nothing was changed" in change["detail"]
-    assert "In MLflow" not in change["detail"]
+    assert change["detail"] == "Version 1 already serves; nothing was changed."
     with database.reading() as session:
         assert read_generation(session) == before
 
@@ -166,7 +174,20 @@ def test_an_alias_that_somebody_moved_in_mlflow_is_told(
     registry.set_alias("flights", "champion", "2")
     change = promoted(client, "champion")
     assert change["target"] == "1"
-    assert "In MLflow that alias means version 2 now" in change["detail"]
+    said = "Version 1 already serves; nothing was changed. In MLflow 'champion' is version 2: promote it by its number."
+    assert change["detail"] == promote(client, "champion", dry_run=True).json()["detail"] == said
+
+
+@on_sqlite
+def test_an_alias_that_mlflow_does_not_show_yet_is_nobodys_move(
+    services: Services, registry: Registry, replica: PlayedReplica
+) -> None:
+    """Right after a promotion the answer would advise to promote the version that was just replaced."""
+    registry.set_alias("flights", "champion", "1")
+    drive(services, services.changes.promote(wish("2")).id, until="succeeded")
+    again = services.changes.promote(wish("champion"))
+    drive(services, again.id, until="succeeded")
+    assert services.changes.find(again.id).detail == "Version 2 already serves; nothing was changed."
 
 
 def test_a_replica_that_cannot_load_it_rejects_the_change(
@@ -247,18 +268,31 @@ def test_replicas_that_do_not_apply_the_routes_fail_it_and_are_named(
     ("target", "status", "error"),
     [("9", 404, "VersionNotFound"), ("nobody", 404, "AliasNotFound"), ("../1", 422, "InvalidVersionReference")],
 )
-def test_an_unknown_target_is_refused_at_once(client: TestClient, target: str, status: int, error: str) -> None:
-    """A typing error is answered now, not found in a record later."""
-    answer = promote(client, target)
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_an_unknown_target_is_refused_at_once(
+    patient_client: TestClient, target: str, status: int, error: str, dry_run: bool
+) -> None:
+    """A typing error is answered now, not found in a record later; and a plan of it says the same."""
+    answer = promote(patient_client, target, dry_run=dry_run)
     assert (answer.status_code, answer.json()["error"]) == (status, error)
-    assert client.get("/ml/changes").json()["items"] == []
+    assert patient_client.get("/ml/changes").json()["items"] == []
 
 
 @on_sqlite
-def test_an_unknown_model_is_refused_at_once(client: TestClient) -> None:
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_an_unknown_model_is_refused_at_once(patient_client: TestClient, dry_run: bool) -> None:
     """Naming those that there are."""
-    answer = promote(client, "1", "fligths")
+    answer = promote(patient_client, "1", "fligths", dry_run=dry_run)
     assert (answer.status_code, answer.json()["known"]) == (404, ["flights"])
+
+
+@on_sqlite
+def test_a_plan_without_a_registry_says_that_it_cannot_be_asked(client: TestClient, registry: Registry) -> None:
+    """Whether there is such a version is not known: neither 404 nor planned would be true."""
+    registry.is_down = True
+    planned = promote(client, "2", dry_run=True)
+    assert (planned.status_code, planned.json()["state"]) == (200, "rejected")
+    assert planned.json()["steps"][0]["evidence"]["checks"][0]["error"] == "RegistryUnreachable"
 
 
 @on_sqlite
@@ -273,7 +307,7 @@ def test_asking_never_waits_for_a_registry_that_hangs(
         unknown = promote(client, "3")
         spent = time.monotonic() - started
         assert (unknown.status_code, unknown.json()["state"]) == (202, "requested")
-        assert spent < 1.0  # 0.1 s of waiting; the rest is a busy machine
+        assert spent < 1.0  # 0.15 s of waiting; the rest is a busy machine
     assert ended(client, unknown.json())["state"] == "succeeded"
 
 
@@ -400,7 +434,6 @@ def test_a_dry_run_checks_and_writes_nothing(client: TestClient, database: Datab
         "target", "digest", "signature", "signature_change", "performance_threshold",
     ]  # fmt: skip
     assert promote(client, "3", dry_run=True).json()["state"] == "rejected"
-    assert promote(client, "9", dry_run=True).json()["state"] == "rejected"
     assert client.get(f"/ml/changes/{planned['id']}").status_code == 404
     assert client.get("/ml/changes").json()["items"] == []
     with database.reading() as session:
@@ -474,14 +507,13 @@ def test_a_cancel_during_a_long_step_holds(
 def test_a_cancel_before_anything_was_loaded_releases_nothing(
     client: TestClient, services: Services, registry: Registry, replica: PlayedReplica, database: Database
 ) -> None:
-    """The version to go back to would not be warm any more, because somebody thought better of promoting it."""
-    promoted(client, "1")
-    promoted(client, "2")
+    """What the warm-up flow has loaded would not be warm any more, because somebody thought better of promoting it."""
+    assert services.preparation.prepare("flights", "1").is_ready
     with registry.hanging():
         change = promote(client, "1").json()
         wait_until(lambda: client.get(f"/ml/changes/{change['id']}").json()["state"] == "checking", "checking", 10)
         client.post(f"/ml/changes/{change['id']}/cancel", json={"reason": "wrong one", "by": "ada"})
-        assert wanted(database) == {"1": True, "2": False}
+        assert wanted(database) == {"1": False}
 
 
 @on_sqlite
@@ -502,9 +534,57 @@ def test_what_a_change_failed_with_is_nothing_to_go_back_to(
     third = ended(client, promote(client, "3", skip_gates=True).json())
     assert (third["state"], good()) == ("failed", ("2", third["id"]))
     replica.applies = True
+    promoted(client, "3")  # serves already, and nobody has verified it by that
     fourth = promoted(client, "1")
     assert fourth["source"] == "3"
     assert good() == ("2", third["id"])
+
+
+@on_sqlite
+def test_the_change_that_took_the_traffic_is_the_one_that_moved_it(
+    services: Services, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that failed before it touched the routes would be blamed, and the way back would begin at the wrong place."""
+    with PlayedReplica(database) as replica:
+        drive(services, services.changes.promote(wish("1")).id, until="succeeded")
+        stopped = services.changes.promote(wish("3", skip_gates=True))
+        drive(services, stopped.id, until="shifting")
+        with monkeypatch.context() as patched:
+            patched.setattr("control_plane.rollback.executor.write_routes", _broken)
+            services.executor.advance(stopped.id)
+        assert (services.changes.find(stopped.id).state, routes(database)) == ("failed", [Route("1", 1.0)])
+        assert wanted(database) == {"1": False}  # it was loaded for nothing
+        second = services.changes.promote(wish("2"))
+        drive(services, second.id, until="succeeded")
+        assert replica.attempts
+    good = services.standings.read("flights").last_known_good
+    assert good is not None
+    assert (good.version, good.change_id) == ("1", second.id)
+
+
+@on_sqlite
+def test_the_source_on_record_is_what_served_when_traffic_moved(
+    services: Services, database: Database, replica: PlayedReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Routes that were written between the last look and the shift would be forgotten, `previous` with them."""
+    drive(services, services.changes.promote(wish("1")).id, until="succeeded")
+    drive(services, services.changes.promote(wish("3", skip_gates=True)).id, until="succeeded")
+    change = services.changes.promote(wish("2"))
+    assert change.source == "3"
+    drive(services, change.id, until="shifting")
+
+    def overtaken(session: Session, row: ChangeRow, after: str, **values: Any) -> bool:
+        if after == "verifying":
+            lease = take_lease(session, lease_name("flights"), services.executor._holder, 5)
+            write_routes(session, lease, "flights", [Route("1", 1.0)], reason="by hand", aliases={"champion": "1"})
+        return move_change(session, row, after, **values)
+
+    monkeypatch.setattr("control_plane.rollback.executor.move_change", overtaken)
+    drive(services, change.id, until="succeeded")
+    done = services.changes.find(change.id)
+    assert (done.source, done.steps[2].evidence["routes_before"]) == ("1", {"1": 1.0})
+    with database.reading() as session:
+        assert wanted_aliases(session) == {"flights": {"champion": "2", "previous": "1"}}
 
 
 @on_sqlite
@@ -555,6 +635,26 @@ def test_after_an_outage_replicas_get_their_time_anew(
     with PlayedReplica(database):
         drive(heir, change.id, until="succeeded")
     heir.close()
+
+
+@on_sqlite
+def test_what_another_took_over_is_forgotten(
+    database: Database, services: Services, registry: Registry, tmp_path: Path
+) -> None:
+    """A control plane that loses its lease now and then would remember every change of its life."""
+    now = [0.0]
+    checks = TargetChecks(services.database, services.versions)
+    executor = Executor(services.database, checks, replace(QUICK, lease=0.1), "us", clock=lambda: now[0])
+    ours = replace(services, executor=executor)
+    registry.add("churn")
+    for model_id in ("flights", "churn"):
+        change_id = services.changes.promote(replace(wish(), model_id=model_id)).id
+        with PlayedReplica(database, loads=False):
+            drive(ours, change_id, until="preparing")
+            executor.advance(change_id)
+        assert list(executor._waiting) == [change_id]
+        wait_until(partial(_looked, services, change_id), "the lease to end", 10)
+        now[0] += 60
 
 
 def _looked(services: Services, change_id: str) -> bool:
@@ -632,15 +732,44 @@ def test_what_nobody_foresaw_ends_the_change_instead_of_repeating_for_ever(
 ) -> None:
     """A bug of ours must not block the model until somebody restarts everything."""
 
-    def broken(*_: object) -> None:
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(services.versions, "prepare", broken)
+    monkeypatch.setattr(services.versions, "prepare", _broken)
     change = ended(client, promote(client, "1").json())
     assert (change["state"], change["detail"]) == (
         "rejected",
         "While checking: unexpected ZeroDivisionError; see the log",
     )
+
+
+@on_sqlite
+def test_what_ends_unforeseen_while_it_loads_is_not_kept_loaded(
+    services: Services, database: Database, replica: PlayedReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every worker would hold a version that nobody wants, for good."""
+    change = services.changes.promote(wish())
+    drive(services, change.id, until="preparing")
+    assert wanted(database) == {"1": False}
+    monkeypatch.setattr("control_plane.rollback.executor.judge_preparation", _broken)
+    services.executor.advance(change.id)
+    assert services.changes.find(change.id).state == "rejected"
+    assert wanted(database) == {}
+
+
+@on_sqlite
+def test_what_a_model_says_of_its_example_is_on_record_and_in_no_log(
+    services: Services, replica: PlayedReplica
+) -> None:
+    """A warm-up that fails quotes the row it failed on; logs are read by people who may not see rows."""
+    replica.refuses["1"] = "could not convert 'Ada Lovelace' to float"
+    with capture_logs() as logged:
+        change = services.changes.promote(wish())
+        drive(services, change.id, until="rejected")
+    assert "Ada Lovelace" in services.changes.find(change.id).detail
+    assert [each["after"] for each in logged if each["event"] == "change moves"][-1] == "rejected"
+    assert "Lovelace" not in str(logged)
+
+
+def _broken(*_: object, **__: object) -> None:
+    raise ZeroDivisionError
 
 
 def test_the_last_few_versions_stay_warm(

@@ -12,6 +12,7 @@ from control_plane.storage.routes import lease_name, write_routes
 from serving.contracts import ModelServingConfig
 from serving.routing import Route
 from serving.store import Database
+from serving.store.tables import ReplicaVersionRow
 from tests.processes import wait_until
 from tests.services.serving_world import (
     PlayedReplica,
@@ -111,6 +112,28 @@ def test_a_routed_model_that_loads_is_loading(client: TestClient, database: Data
             lease = take_lease(session, lease_name("flights"), "test", 5)
             write_routes(session, lease, "flights", [Route("1", 1.0)], reason="test", aliases={})
         assert status() == "degraded"
+
+
+@on_sqlite
+@pytest.mark.parametrize(
+    ("state", "facts", "status"),
+    [("failed", {"held": True}, "ready"), ("loading", {"held": True}, "ready"), ("evicted", {}, "down")],
+)
+def test_a_version_is_shown_with_what_came_of_it_and_whether_it_answers(
+    client: TestClient, database: Database, state: str, facts: dict[str, bool], status: str
+) -> None:
+    """A model that is warmed again looked down while it answered; one that was unloaded gave no reason."""
+    with PlayedReplica(database) as replica:
+        promoted(client, "1")
+    with database.writing() as session:
+        row = session.get_one(ReplicaVersionRow, (replica.name, "flights", "1"))
+        row.state, row.reason, row.facts = state, "as the replica said", facts
+        session.add(row)
+    replica.age(0)
+    found = client.get(STATUS).json()
+    shown = found["replicas"][0]["versions"]["1"]
+    assert (found["status"], shown["state"], shown["held"]) == (status, state, "held" in facts)
+    assert shown["reason"] == "as the replica said"
 
 
 @on_sqlite

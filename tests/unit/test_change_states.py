@@ -132,7 +132,7 @@ def test_ready_is_never_said_too_early(told: list[tuple[float, int, str | None]]
 
 
 def after(seconds: float) -> Waited:
-    return Waited(seconds, seconds)
+    return Waited(seconds, seconds, seconds)
 
 
 def test_an_older_attempt_is_no_answer() -> None:
@@ -150,8 +150,8 @@ def test_an_older_attempt_is_no_answer() -> None:
 def test_a_replica_that_restarts_meanwhile_is_waited_for() -> None:
     """One that crashed in the fifth minute would refuse the version at once, though it is back in a second."""
     patience = Patience(replica=30, ready=300)
-    assert judge_preparation([], "flights", "2", 3, Waited(250, 1), patience).verdict is Verdict.WAITING
-    assert judge_preparation([], "flights", "2", 3, Waited(250, 30), patience).verdict is Verdict.REFUSED
+    assert judge_preparation([], "flights", "2", 3, Waited(250, 1, 0), patience).verdict is Verdict.WAITING
+    assert judge_preparation([], "flights", "2", 3, Waited(250, 30, 0), patience).verdict is Verdict.REFUSED
 
 
 def test_an_evicted_version_is_refused_with_its_reason() -> None:
@@ -167,13 +167,15 @@ def test_only_time_in_which_somebody_looked_counts() -> None:
     now = [100.0]
     waiting = Waiting(lambda: now[0])
     now[0] += 4
-    assert waiting.look([]) == Waited(4, 4)
+    assert waiting.look([]) == Waited(4, 4, 0)
     now[0] += 3600
-    assert waiting.look([]) == Waited(0, 0)
+    assert waiting.has_lapsed
+    assert waiting.look([]) == Waited(0, 0, 0)
     now[0] += 2
-    assert waiting.look([replica()]) == Waited(2, 0)
+    assert waiting.look([replica()]) == Waited(2, 0, 2)
     now[0] += 3
-    assert waiting.look([]) == Waited(5, 3)
+    assert waiting.look([]) == Waited(5, 3, 0)
+    assert not waiting.has_lapsed
 
 
 @pytest.mark.parametrize("state", ["loading", "failed"])
@@ -189,11 +191,23 @@ def test_loading_anew_takes_nothing_from_what_serves(state: str) -> None:
 
 def test_applied_needs_somebody_who_has() -> None:
     """When every replica has died meanwhile, nothing was shifted for anybody."""
-    patience = Patience(applied=15)
-    assert judge_applied([], "flights", 7, after(1.0), patience).verdict is Verdict.WAITING
-    assert judge_applied([], "flights", 7, after(15.0), patience).verdict is Verdict.REFUSED
+    patience = Patience(replica=30, applied=15)
+    assert judge_applied([], "flights", 7, after(15.0), patience).verdict is Verdict.WAITING
+    refused = judge_applied([], "flights", 7, after(30.0), patience)
+    assert refused.verdict is Verdict.REFUSED
+    assert "No data plane is running that could apply the routes of revision 7" in refused.reason
     assert judge_applied([replica(revision=6)], "flights", 7, after(1.0), patience).verdict is Verdict.WAITING
     assert judge_applied([replica(revision=8)], "flights", 7, after(1.0), patience).verdict is Verdict.DONE
+
+
+def test_a_replica_that_comes_late_gets_its_time_to_apply() -> None:
+    """Everything restarts, the data plane last: the change failed in the moment in which the replica was there."""
+    patience, behind = Patience(replica=30, applied=15), [replica(revision=6)]
+    assert judge_applied(behind, "flights", 7, Waited(29, 0, 1), patience).verdict is Verdict.WAITING
+    refused = judge_applied(behind, "flights", 7, Waited(40, 0, 15), patience)
+    assert (refused.verdict, "after 15 s by: a." in refused.reason) == (Verdict.REFUSED, True)
+    # one that crashes over and over is never there for so long
+    assert judge_applied(behind, "flights", 7, Waited(45, 0, 3), patience).verdict is Verdict.REFUSED
 
 
 @pytest.mark.parametrize(

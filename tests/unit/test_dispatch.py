@@ -16,7 +16,7 @@ import pytest
 from serving.channel import Decoder, Frame, Hello, Kind, Outcome, Question, pack, version_key
 from serving.contracts import Encoding, Held, ModelKind
 from serving.dispatch import Dispatcher
-from serving.errors import DeadlineExceeded, ModelError, NotReady, WorkerLost
+from serving.errors import BrokenChannel, DeadlineExceeded, ModelError, NotReady, WorkerLost
 
 Say = Callable[[bytes], None]
 Reply = Callable[[Frame], bytes | None]
@@ -307,6 +307,42 @@ def test_what_the_model_raises_is_told(folder: Path) -> None:
                 await _ask(dispatcher, b"x", Turnstile())
             error = raised.value
             assert (error.model_id, error.version, error.row, error.exception) == ("flights", "3", 2, "ValueError")
+
+    _run(case)
+
+
+def test_what_a_dead_worker_leaves_is_asked_one_by_one_however_long(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most of what was under way would fail after seconds though the next worker answers one after the other."""
+    monkeypatch.setattr("serving.dispatch.RETRY_PATIENCE", 0.02)
+
+    async def case() -> None:
+        gate = Turnstile()
+        worker, spare = Speaker(folder / "0", holds="3"), Speaker(folder / "1", holds="3")
+        async with _dispatcher(worker, spare) as dispatcher:
+            await _ready(dispatcher, 2)
+            asked = [_ask(dispatcher, b"%d" % number, gate) for number in range(4)]
+            await _until(lambda: len(worker.questions) == 4)
+            dispatcher._lanes[0].close()
+            for number in range(4):
+                await _until(lambda number=number: len(spare.questions) == number + 1)  # type: ignore[misc]
+                await asyncio.sleep(0.05)  # longer than patience: the spare takes its time
+                spare.say(_echo([each for each in spare.heard if each.kind is Kind.PREDICT][-1]))
+            assert [answer[1] for answer in await asyncio.gather(*asked)] == [b"0", b"1", b"2", b"3"]
+
+    _run(case)
+
+
+def test_a_failure_that_cannot_be_read_is_one(folder: Path) -> None:
+    """The request would hang: its deadline is called off when the worker has said something."""
+
+    async def case() -> None:
+        worker = Speaker(folder / "0", holds="3", reply=lambda frame: pack(Kind.FAILURE, frame.id, b"{}"))
+        async with _dispatcher(worker) as dispatcher:
+            await _ready(dispatcher, 1)
+            with pytest.raises(BrokenChannel):
+                await asyncio.wait_for(_ask(dispatcher, b"x", Turnstile()), 5)
 
     _run(case)
 

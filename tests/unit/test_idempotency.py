@@ -53,13 +53,13 @@ def test_memory_is_bounded_and_what_is_under_way_stays(monkeypatch: pytest.Monke
     async def case() -> None:
         answers = RememberedAnswers(most_bytes=10_000)
         answers.expect(b"slow", b"digest")
-        for number in range(100):
+        for number in range(1000):
             answers.expect(b"%d" % number, b"digest")
             answers.settle(b"%d" % number, b"x" * 500)
         answers.settle(b"slow", b"x")
         answers.expect(b"last", b"digest")
-        kept = [number for number in range(100) if answers.find(b"%d" % number, b"digest", "id")]
-        assert kept == list(range(100 - len(kept), 100))
+        kept = [number for number in range(1000) if answers.find(b"%d" % number, b"digest", "id")]
+        assert kept == list(range(1000 - len(kept), 1000))
         assert 5 <= len(kept) <= 10
         assert answers.find(b"last", b"digest", "id") is not None
 
@@ -75,5 +75,20 @@ def test_after_ten_minutes_it_is_a_new_question(monkeypatch: pytest.MonkeyPatch)
         answers.expect(b"key", b"digest")
         answers.settle(b"key", b"answer")
         assert answers.find(b"key", b"digest", "id") is None
+
+    _run(case)
+
+
+def test_one_that_takes_longer_than_that_is_still_the_same_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be computed twice, and whoever waits for the first would never be told."""
+    monkeypatch.setattr("serving.idempotency.REMEMBERED_FOR", 0.0)
+
+    async def case() -> None:
+        answers = RememberedAnswers()
+        answers.expect(b"key", b"digest")
+        waiting = answers.find(b"key", b"digest", "id")
+        assert waiting is not None
+        answers.settle(b"key", b"answer")
+        assert await waiting == b"answer"
 
     _run(case)

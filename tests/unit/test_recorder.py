@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from serving.recorder import Payload, PredictionRecord, Recorder
 from serving.spool import StreamFolder, read_frames
@@ -100,6 +101,43 @@ def test_a_failed_write_is_counted_and_answered(tmp_path: Path) -> None:
 
     asyncio.run(work())
     assert sorted(dropped) == [("payloads", 1), ("predictions", 2)]
+
+
+def test_a_fault_while_writing_holds_no_request_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everybody who waits for the log would wait for ever, while health says that all is well."""
+    dropped = Dropped()
+
+    def broken(*_: object) -> bool:
+        raise RuntimeError("nobody thought of this")
+
+    async def work() -> None:
+        recorder = make(tmp_path, dropped)
+        with monkeypatch.context() as patched:
+            patched.setattr("serving.spool.writer.SpoolWriter.append", broken)
+            recorder.add(a_request())
+            await asyncio.wait_for(recorder.durable(), 5)
+        recorder.add(a_request())
+        await asyncio.wait_for(recorder.durable(), 5)
+        recorder.close()
+
+    asyncio.run(work())
+    assert dropped == [("predictions", 1)]
+    assert sum(len(decode(body)) for body in frames_of(tmp_path)) == 1
+
+
+def test_a_file_that_somebody_left_there_is_passed_over(tmp_path: Path) -> None:
+    """A copy made by hand would stop the log."""
+
+    async def work() -> None:
+        (tmp_path / "predictions").mkdir()
+        (tmp_path / "predictions" / "000000000001 (copy).seg").touch()
+        recorder = make(tmp_path, Dropped())
+        recorder.add(a_request())
+        await asyncio.wait_for(recorder.durable(), 5)
+        recorder.close()
+
+    asyncio.run(work())
+    assert sum(len(decode(body)) for body in frames_of(tmp_path)) == 1
 
 
 def test_a_record_that_cannot_be_encoded_does_not_take_others_along(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from control_plane.supervision.child import BackOff
 from control_plane.supervision.logs import PARTS
 from control_plane.supervision.processes import ProcessSpec, inherited_environment, stack
 from control_plane.supervision.readiness import HasWritten
+from control_plane.supervision.run import ReadyTask
 from control_plane.supervision.state import Identity, PartState, StackState, identity_of, read_state, write_state
+from tests.processes import wait_until
 
 
 def specs(**settings: object) -> dict[str, ProcessSpec]:
@@ -38,6 +41,38 @@ def test_everything_is_started_on_defaults() -> None:
     """`switchyard up` would bring up half a system."""
     assert list(specs()) == ["data-plane", "control-plane", "prefect", "flows", "mlflow"]
     assert set(specs()) < set(PARTS)
+
+
+@pytest.mark.parametrize("fails_first", [True, False])
+@pytest.mark.parametrize(("exit_after", "status"), [(True, 130), (False, 0)])
+def test_work_that_fails_by_ctrl_c_was_called_off(fails_first: bool, exit_after: bool, status: int) -> None:
+    """Its servers are gone when it fails: a script would take a demo that was interrupted for one that went well."""
+    called_off, failed = threading.Event(), threading.Event()
+
+    def work() -> int:
+        called_off.wait(30)
+        failed.set()
+        raise ConnectionError("the servers are gone")
+
+    task = ReadyTask(work, exit_after=exit_after)
+    task.begin()
+    if not fails_first:
+        task.abandon()
+    called_off.set()
+    failed.wait(30)
+    wait_until(lambda: task._is_done, "the work to have failed", 30)
+    if fails_first:
+        task.abandon()
+    assert task.outcome() == status
+
+
+def test_work_that_is_done_keeps_its_status() -> None:
+    """A signal that comes while everything ends must not hide how the demo went."""
+    task = ReadyTask(lambda: 1, exit_after=True)
+    task.begin()
+    wait_until(lambda: task.wants_end, "the work to be done", 30)
+    task.abandon()
+    assert task.outcome() == 1
 
 
 def test_servers_that_run_elsewhere_are_not_started() -> None:

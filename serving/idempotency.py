@@ -23,7 +23,7 @@ class _Entry:
 
 
 class RememberedAnswers:
-    """The answers of one HTTP process. What other processes answered the prediction log knows, by the same key."""
+    """The answers of one HTTP process. Of what others answered it knows nothing: there the log keeps the first one."""
 
     def __init__(self, most_bytes: int = _MOST_BYTES) -> None:
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()

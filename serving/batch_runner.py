@@ -68,10 +68,10 @@ def _run_apart(
 
 def _alike(requests: list[Waiting[Sender]], raw: Raw, model: LoadedModel) -> list[list[Waiting[Sender]]]:
     """The requests in groups of those whose rows may share a table."""
+    if len(requests) == 1 or model.may_share(raw):
+        return [requests]
     groups: dict[Any, list[Waiting[Sender]]] = {}
     start = 0
-    if len(requests) == 1:
-        return [requests]
     for each in requests:
         groups.setdefault(model.dtypes_of(raw[start : start + each.question.rows]), []).append(each)
         start += each.question.rows

@@ -75,9 +75,13 @@ class LoadedModel:
         """The rows of all requests. Raises ValueError when a body does not hold as many as it says."""
         return self._input.read(encoding, bodies, sizes)
 
+    def may_share(self, raw: Raw) -> bool:
+        """Whether all these rows may share a call, whatever they hold. Asked for each batch, so it is quick."""
+        return (self._arrays and isinstance(raw, np.ndarray)) or self._input.has_one_dtype
+
     def dtypes_of(self, raw: Raw) -> Any:
-        """Equal for rows that may share a call; see ModelInput. None where all may: as an array they have one dtype."""
-        return None if self._arrays and isinstance(raw, np.ndarray) else self._input.dtypes_of(raw)
+        """Equal for rows that may share a call, where not all may; see ModelInput."""
+        return self._input.dtypes_of(raw)
 
     def answer_rows(self, raw: Raw, variant: bytes, before_each: Callable[[], None] = lambda: None) -> Predicted:
         """One answer per row, in calls of at most `batch_size` rows; `before_each` of them is told, and may raise.

@@ -57,6 +57,8 @@ class ModelInput:
         self.numeric = bool(columns) and all(each.type in _NUMBERS for each in columns)
         """Whether there are columns, and all of them are numbers."""
         self._changing = [place for place, each in enumerate(columns) if _changes_with_gaps(each)]
+        self.has_one_dtype = tensor is not None or (bool(columns) and not self._changing)
+        """Whether what is in the rows never decides the dtypes of their table."""
         self._plain = self.numeric and all(each.type == "double" for each in columns)
         self._common = _common_dtype(columns) if self.numeric else np.dtype(np.float64)
 
@@ -89,8 +91,6 @@ class ModelInput:
 
         Else the answer to one client would depend on what another one sent at the same moment.
         """
-        if self.tensor is not None:
-            return None
         if not self.columns:
             rows = [] if isinstance(raw, np.ndarray) else raw
             return tuple(tuple(sorted({type(each).__name__ for each in column})) for column in zip(*rows, strict=False))

@@ -14,7 +14,14 @@ from control_plane.commands.terminal import STATUSES, AsJson, Url, connect, cons
 
 Json = dict[str, Any]
 
-_COLOURS = {"ready": "green", "degraded": "yellow", "loading": "yellow", "down": "red", "failed": "red", "evicted": "red"}
+_COLOURS = {
+    "ready": "green",
+    "degraded": "yellow",
+    "loading": "yellow",
+    "down": "red",
+    "failed": "red",
+    "evicted": "red",
+}
 _ELSEWHERE = ("model_path", "model_version")  # what serves stands above; --json has its folder
 _ANSWERING = ("ready", "degraded")
 

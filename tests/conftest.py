@@ -33,6 +33,7 @@ SHARED = ("stack", "house", "mlflow_server", "prefect_server")
 """Fixtures that take long to start."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Two processes share the tests by files, and files that share something costly stay together: it starts once."""
     groups: dict[Path, str] = {}

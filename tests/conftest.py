@@ -35,7 +35,11 @@ SHARED = ("stack", "house", "mlflow_server", "prefect_server")
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two processes share the tests by files, and files that share something costly stay together: it starts once."""
+    """Two processes share the tests; files that share something costly should stay together, so that it starts once.
+
+    xdist 3.8 does not heed the groups with pytest 9.2, which keeps a node's id elsewhere: until it does, each process
+    starts what it needs for itself, and every test has to bear that.
+    """
     groups: dict[Path, str] = {}
     for item in items:
         asked = [name for name in SHARED if name in getattr(item, "fixturenames", ())]

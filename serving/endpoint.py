@@ -105,7 +105,7 @@ class InferenceEndpoint:
 
     async def _shared(self, answer: "asyncio.Future[bytes]", asked: Asked, model: ServedModel) -> bytes | None:
         """The answer that another one has asked for, within the time that this one has. None: that one had less."""
-        timeout = model.config.timeout if asked.timeout is None else min(asked.timeout, model.config.timeout)
+        timeout = asked.within(model.config.timeout)
         end = asked.started + timeout
         try:
             # Shielded: a client that leaves must not take the answer away from the others that wait for it.

@@ -52,15 +52,11 @@ def _traceback(_logger: Any, _method: str, event: EventDict) -> EventDict:
     error = given if isinstance(given, BaseException) else (given if isinstance(given, tuple) else sys.exc_info())[1]
     parts: list[str] = []
     while error is not None and len(parts) < _LONGEST_CHAIN:
-        places = traceback.format_list([_place(each) for each in traceback.extract_tb(error.__traceback__)])
+        places = traceback.format_list(traceback.extract_tb(error.__traceback__))
         parts.append("".join(places) + type(error).__qualname__)
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     event["exception"] = "\nfrom it came:\n".join(reversed(parts))
     return event
-
-
-def _place(frame: traceback.FrameSummary) -> traceback.FrameSummary:
-    return traceback.FrameSummary(frame.filename, frame.lineno, frame.name, lookup_line=False, line=frame.line)
 
 
 def configure_logging(part: str, level: str) -> None:

@@ -69,6 +69,10 @@ class Asked(NamedTuple):
     role: Role
     timeout: float | None  # seconds, where the client wants an answer earlier than the model's configuration says
 
+    def within(self, configured: float) -> float:
+        """Seconds from its headers to its deadline, where the model's configuration says `configured`."""
+        return configured if self.timeout is None else min(self.timeout, configured)
+
 
 class PredictionService:
     """Answers requests with the versions that the catalogue routes them to."""
@@ -144,7 +148,7 @@ class PredictionService:
     async def _answer(
         self, asked: Asked, model: ServedModel, version: ServedVersion, rows: Rows
     ) -> tuple[Outcome, bytes]:
-        timeout = model.config.timeout if asked.timeout is None else min(asked.timeout, model.config.timeout)
+        timeout = asked.within(model.config.timeout)
         # Both clocks are the machine's monotonic one; the deadline covers the reading of the body too.
         deadline = time.monotonic() - (time.perf_counter() - asked.started) + timeout
         model.admission.enter(model.model_id)

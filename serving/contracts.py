@@ -109,7 +109,8 @@ class ModelServingConfig(BaseModel):
     )
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, like the answer below: one is made for each request, and that costs a third so.
+@dataclass(slots=True)
 class InferenceRequest:
     """One question to a model: one record, or columns of equal length."""
 
@@ -121,7 +122,7 @@ class InferenceRequest:
     user_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class InferenceResponse:
     """The answer: one prediction per row, in the rows' order."""
 

@@ -2,19 +2,20 @@
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from serving.channel import Frame, Kind, Outcome, Question, split_key
 from serving.contracts import Held
 from serving.errors import BrokenChannel, DeadlineExceeded, ModelError, NotReady, SwitchyardError, WorkerLost
-from serving.lane import Call, Gate, Lane
+from serving.lane import Call, Gate, Lane, Read
 from serving.logs import logger
 
 RECONNECT_AFTER = 0.02
@@ -25,6 +26,10 @@ REFUSED_FOR = 60.0
 """Seconds for which a question is refused that two workers died of."""
 STUCK_AFTER = 0.25
 """Seconds without an answer after which a worker that has calls gets no more while another one is free."""
+PACKED_UNDER = 0.001
+"""Seconds: a worker whose batches take less is given more while it is awake, before another one is woken for it."""
+_PACKED_CALLS = 32
+_CLOCK_STEP = 0.001  # the event loop counts milliseconds, so a timer may be that much too early
 _FIRST_CONNECT = 0.25
 _STRAGGLERS = 0.05
 _BUSY_WINDOW = 5.0
@@ -43,28 +48,47 @@ class WorkerView:
     round_trip: float | None
 
 
+class _Able(NamedTuple):
+    """Who can answer for a version."""
+
+    held: Held
+    lanes: list[Lane]
+    fallback: Lane | None  # when there is no other, or all are stuck
+
+
 class Dispatcher:
     """The lanes of one HTTP process to all workers. Make and start it inside the running event loop."""
 
     def __init__(
-        self, addresses: list[str], on_connected: Callable[[int], None], on_event: Callable[[str, int], None]
+        self,
+        addresses: list[str],
+        on_connected: Callable[[int], None],
+        on_event: Callable[[str, int], None],
+        before_answers: Callable[[], None] = lambda: None,
     ) -> None:
         """`addresses` by worker id, the spare's last.
 
         `on_connected` is told how many workers are connected, at each change; `on_event` of calls that were `retried`
         (their worker ended), `late` (answered after the deadline), `lost` (two workers ended under them) or `refused`.
+        `before_answers` is called when all answers that came in one piece are read, before anybody gets his.
         """
         self._count = on_event
+        self._before_answers = before_answers
         self._addresses = addresses
         self._spare = len(addresses) - 1 if len(addresses) > 1 else -1
         self._on_connected = on_connected
         self._lanes: dict[int, Lane] = {}
+        self._every_lane: set[Lane] = set()  # those too that only have calls left to answer
         self._all_connected = asyncio.Event()
         self._keepers: list[asyncio.Task[None]] = []
         self._loop = asyncio.get_running_loop()
         self._orphans: deque[Call] = deque()
         self._retrying: Call | None = None
         self._refused: dict[bytes, float] = {}
+        self._able: dict[bytes, _Able] = {}
+        self._read: list[tuple[asyncio.Future[Any], Any]] = []
+        self._watch: asyncio.TimerHandle | None = None
+        self._watch_at = math.inf
 
     async def start(self) -> None:
         """Connect, and stay connected. Returns when all lanes stand, after a quarter of a second at the latest.
@@ -83,20 +107,21 @@ class Dispatcher:
         await asyncio.gather(*self._keepers, return_exceptions=True)
         for lane in list(self._lanes.values()):
             lane.close()
+        if self._watch is not None:
+            self._watch.cancel()
 
     def held(self, version: bytes) -> Held | None:
         """What the workers say of a version (see `version_key`); None while none of them can answer for it."""
-        for lane in self._lanes.values():
-            if version in lane.holds:
-                return lane.holds[version]
-        return None
+        able = self._able_for(version)
+        return able.held if able is not None else None
 
     def ask(
-        self, question: Question, body: bytes, version: bytes, gate: Gate
-    ) -> "asyncio.Future[tuple[Outcome, bytes]]":
+        self, question: Question, body: bytes, version: bytes, gate: Gate, read: Read = lambda *both: both
+    ) -> "asyncio.Future[Any]":
         """Put a question to a worker that holds the version. The gate is left when no worker works on it any more.
 
-        The future fails with DeadlineExceeded, ModelError, WorkerLost or NotReady.
+        The future has what `read` makes of the answer, unless the deadline came first: then it is not read. It fails
+        with what that raises, and with DeadlineExceeded, ModelError, WorkerLost or NotReady.
 
         Raises:
             NotReady: no worker holds it; the gate was left.
@@ -111,8 +136,9 @@ class Dispatcher:
             raise WorkerLost(
                 f"workers ended while they computed this very input, so it is refused for {REFUSED_FOR:g} s"
             )
-        call = Call(question, body, version, gate, self._loop.create_future())
-        call.timer = self._loop.call_later(max(0.0, question.deadline - time.monotonic()), self._expire, call)
+        call = Call(question, body, version, gate, read, self._loop.create_future())
+        if question.deadline < self._watch_at:
+            self._watch_for(question.deadline)
         lane.send(call)
         return call.answer
 
@@ -141,9 +167,11 @@ class Dispatcher:
             # It takes the place of its predecessor, which may still have calls to answer.
             before = self._lanes.get(lane.worker)
             self._lanes[lane.worker] = lane
+            self._every_lane.add(lane)
             if before is not None:
                 before.retire()
         self._let_go()
+        self._able.clear()
         self._tell()
         self._retry_next()
 
@@ -157,43 +185,98 @@ class Dispatcher:
             self._count("late", 1)
         elif frame.kind is Kind.ANSWER:
             try:
-                call.answer.set_result(Outcome.unpack(frame.payload))
+                outcome, body = Outcome.unpack(frame.payload)
             except BrokenChannel as problem:
                 call.fail(problem)
                 raise
+            lane.compute = outcome.compute
+            try:
+                self._read.append((call.answer, call.read(outcome, body)))
+            except Exception as problem:  # noqa: BLE001  # its asker's, like everything that comes of its answer
+                call.fail(problem)
         else:
             try:
                 call.fail(_failure(call, frame.payload))
             except (ValueError, KeyError, TypeError) as problem:
                 call.fail(BrokenChannel(f"a failure that cannot be read ({type(problem).__name__})"))
                 raise
-        del lane
+
+    def heard_out(self) -> None:
+        """See LaneOwner."""
+        if not self._read:
+            return
+        read, self._read = self._read, []
+        self._before_answers()
+        for answer, value in read:
+            if not answer.done():
+                answer.set_result(value)
+
+    def _able_for(self, version: bytes) -> "_Able | None":
+        """Who can answer for the version; remembered until some lane changes."""
+        able = self._able.get(version)
+        if able is None:
+            lanes = {worker: lane for worker, lane in self._lanes.items() if version in lane.holds}
+            if not lanes:
+                return None
+            # One that is about to end is better than nobody, and so is the spare.
+            last = {w: lane for w, lane in lanes.items() if w == self._spare or (lane.leaving and len(self._lanes) > 1)}
+            first = [lane for worker, lane in lanes.items() if worker not in last]
+            fallback = last.get(self._spare) or next(iter(last.values()), None)
+            held = next(iter(lanes.values())).holds[version]
+            able = self._able[version] = _Able(held, first, fallback)
+        return able
 
     def _pick(self, version: bytes) -> Lane | None:
         """The worker with the fewest calls that holds the version; the spare when there is no other, or all are stuck.
 
-        One model that takes its time must not hold up the others while a worker has nothing to do.
+        One model that takes its time must not hold up the others while a worker has nothing to do. But where batches
+        are computed in less time than it takes to wake another worker, one that is awake gets more first.
         """
+        able = self._able_for(version)
+        if able is None:
+            return None
         stuck_before = time.monotonic() - STUCK_AFTER
         best: Lane | None = None
-        fallback: Lane | None = None
-        for worker, lane in self._lanes.items():
-            if version not in lane.holds:
-                continue
-            if lane.leaving and len(self._lanes) > 1:
-                fallback = fallback or lane
-            elif worker == self._spare:
-                fallback = lane
-            elif best is None or _burden(lane, stuck_before) < _burden(best, stuck_before):
+        for lane in able.lanes:
+            if lane.compute < PACKED_UNDER and 0 < len(lane.calls) < _PACKED_CALLS and lane.moved >= stuck_before:
+                return lane
+            if best is None or _burden(lane, stuck_before) < _burden(best, stuck_before):
                 best = lane
+        fallback = able.fallback
         if best is None or fallback is None:
             return best or fallback
         return fallback if _burden(fallback, stuck_before) < (1, 0) <= _burden(best, stuck_before) else best
 
-    def _expire(self, call: Call) -> None:
-        """The deadline has passed. The worker still owes the answer, so the call stays under way on its lane."""
-        model_id, _, _ = split_key(call.question.key)
-        call.fail(DeadlineExceeded(model_id, 0.0))
+    def _watch_for(self, deadline: float) -> None:
+        """Look at the deadlines when this one has passed, which is the next."""
+        if self._watch is not None:
+            self._watch.cancel()
+        self._watch_at = deadline
+        self._watch = self._loop.call_later(max(0.0, deadline - time.monotonic()), self._expire)
+
+    def _expire(self) -> None:
+        """Some deadline has passed. The worker still owes the answer, so such a call stays under way on its lane.
+
+        One timer for all of them, set to the earliest of those that were under way when it was set: a timer for each
+        call would cost as much as the call's validation.
+        """
+        self._watch, self._watch_at = None, math.inf
+        passed, following = time.monotonic() + _CLOCK_STEP, math.inf
+        for call in [each for calls in self._all_calls() for each in calls]:
+            if call.answer.done():
+                continue
+            if call.question.deadline > passed:
+                following = min(following, call.question.deadline)
+                continue
+            model_id, _, _ = split_key(call.question.key)
+            call.fail(DeadlineExceeded(model_id, 0.0))
+        if following < math.inf:
+            self._watch_for(following)
+
+    def _all_calls(self) -> Iterator[Iterable[Call]]:
+        yield self._orphans
+        for lane in self._every_lane:
+            yield lane.calls.values()
 
     def _is_refused(self, key: bytes, body: bytes) -> bool:
         now = time.monotonic()
@@ -202,6 +285,7 @@ class Dispatcher:
 
     def _take_away(self, lane: Lane) -> None:
         """A lane is lost: what was under way on it is asked once more, singly, on the spare."""
+        self._every_lane.discard(lane)
         if self._lanes.get(lane.worker) is lane:
             del self._lanes[lane.worker]
         calls, lane.calls = list(lane.calls.values()), {}

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from datetime import UTC, datetime
+from typing import NamedTuple
 from uuid import UUID
 
 import orjson
@@ -13,90 +14,98 @@ from serving.catalogue import ServedModel, ServedVersion
 from serving.contracts import InferenceRequest, InferenceResponse, Role
 from serving.errors import DeadlineExceeded
 from serving.idempotency import RememberedAnswers
-from serving.ids import PredictionIds
+from serving.ids import to_text
 from serving.prediction import Asked, PredictionService, client_key
 from serving.request_body import read_request
+
+
+class Asking(NamedTuple):
+    """What is known of a request apart from its path and body."""
+
+    id: bytes  # ours, of this request alone
+    started: float  # time.perf_counter() at its headers
+    patience: float | None  # the client's, in seconds, where it says
 
 
 class InferenceEndpoint:
     """One model of the catalogue, which may serve several versions of it."""
 
-    def __init__(
-        self, model_id: str, service: PredictionService, answers: RememberedAnswers, ids: PredictionIds
-    ) -> None:
+    def __init__(self, model_id: str, service: PredictionService, answers: RememberedAnswers) -> None:
         self._model_id = model_id
         self._service = service
         self._answers = answers
-        self._ids = ids
 
-    async def predict(self, body: bytes, started: float, patience: float | None) -> Answer:
-        """Answer `POST .../predict`. `started`: time.perf_counter() at the headers; `patience`: the client's, in seconds.
+    async def predict(self, body: bytes, asking: Asking) -> Answer:
+        """Answer `POST .../predict`.
 
         Raises:
             NotJson, ValidationFailed, RequestIdReused, ModelNotFound: the request's fault.
             NotReady, TooManyRequests, DeadlineExceeded, ModelError, WorkerLost: see PredictionService.
         """
         model = self._service.catalogue.get(self._model_id)
-        own_id = self._ids()
-        arrival_ns = time.time_ns()
-        read = read_request(
+        own_id = asking.id
+        arrival = time.time()
+        request, id_given = read_request(
             self._model_id,
             body,
             new_id=lambda: UUID(bytes=own_id),
-            arrival=datetime.fromtimestamp(arrival_ns / 1e9, UTC),
+            arrival=datetime.fromtimestamp(arrival, UTC),
             client_timestamps=model.config.client_timestamps,
         )
-        request = read.request
-        given = client_key(self._model_id, str(request.request_id), body) if read.id_given else None
-        asked = Asked(request, own_id, given, arrival_ns // 1000, started, Role.ANSWER, patience)
+        given = client_key(self._model_id, str(request.request_id), body) if id_given else None
+        event_us = int(request.timestamp.timestamp() * 1e6)
+        asked = Asked(
+            request, own_id, given, int(arrival * 1e6), event_us, asking.started, Role.ANSWER, asking.patience
+        )
         if given is None:
             return Answer(200, orjson.dumps(await self._ask(asked, model)))
         return Answer(200, await self._once(asked, given, model))
 
-    def metadata(self, version: str | None) -> Answer:
+    def metadata(self, version: str | None, id: bytes) -> Answer:
         """Answer `GET /v2/models/{m}[/versions/{v}]`.
 
         Raises:
             ModelNotFound, VersionNotLoaded, NotReady: there is nothing to describe.
         """
-        model, chosen = self._find(version)
+        model, chosen = self._find(version, id)
         held = self._service.held(chosen)
         described = open_inference.model_metadata(self._model_id, sorted(model.versions), chosen.schema, held)
         return Answer(200, orjson.dumps(described))
 
-    def ready(self, version: str | None) -> Answer:
+    def ready(self, version: str | None, id: bytes) -> Answer:
         """Answer `GET /v2/models/{m}[/versions/{v}]/ready`.
 
         Raises:
             ModelNotFound, VersionNotLoaded, NotReady: it is not.
         """
-        _, chosen = self._find(version)
+        _, chosen = self._find(version, id)
         self._service.held(chosen)
         return Answer(200, orjson.dumps({"name": self._model_id, "version": chosen.version, "ready": True}))
 
-    async def infer(self, body: bytes, version: str | None, started: float, patience: float | None) -> Answer:
+    async def infer(self, body: bytes, version: str | None, asking: Asking) -> Answer:
         """Answer `POST .../infer`; by version it comes from that one, routed or not, as a probe.
 
         Raises:
             As `predict`, and VersionNotLoaded.
         """
-        model, chosen = self._find(version)
+        model, chosen = self._find(version, asking.id)
         held = self._service.held(chosen)
         read = open_inference.read_infer(body, chosen.schema)
-        own_id, arrival_ns = self._ids(), time.time_ns()
-        arrival = datetime.fromtimestamp(arrival_ns / 1e9, UTC)
-        request = InferenceRequest(UUID(bytes=own_id), self._model_id, read.input_data, read.parameters, arrival)
+        arrival = time.time()
+        arrived_us = int(arrival * 1e6)
+        moment = datetime.fromtimestamp(arrival, UTC)
+        request = InferenceRequest(UUID(bytes=asking.id), self._model_id, read.input_data, read.parameters, moment)
         role = Role.ANSWER if version is None else Role.PROBE
-        asked = Asked(request, own_id, None, arrival_ns // 1000, started, role, patience)
+        asked = Asked(request, asking.id, None, arrived_us, arrived_us, asking.started, role, asking.patience)
         response = await self._service.predict(asked, model, chosen)
         given_id = read.id or str(request.request_id)
         return Answer(200, orjson.dumps(open_inference.write_infer(given_id, response, held, read.outputs)))
 
-    def _find(self, version: str | None) -> tuple[ServedModel, ServedVersion]:
+    def _find(self, version: str | None, id: bytes) -> tuple[ServedModel, ServedVersion]:
         model = self._service.catalogue.get(self._model_id)
         if version is not None:
             return model, model.named(version)
-        return model, model.choose(str(UUID(bytes=self._ids())))
+        return model, model.choose(to_text(id))
 
     async def _ask(self, asked: Asked, model: ServedModel) -> InferenceResponse:
         request = asked.request

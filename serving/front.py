@@ -8,19 +8,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
-from structlog.contextvars import bind_contextvars
 
 from serving.agent_link import AgentLink
 from serving.answers import Answer, refusal, status_of
 from serving.catalogue import Catalogue
 from serving.channel import version_key
 from serving.dispatch import Dispatcher
-from serving.endpoint import InferenceEndpoint
+from serving.endpoint import Asking, InferenceEndpoint
 from serving.errors import InternalError, MethodNotAllowed, NotReady, PathNotFound, SwitchyardError
 from serving.idempotency import RememberedAnswers
-from serving.ids import PredictionIds
-from serving.intake import ClientLeft, Headers, Receive, RequestIds, given_id, given_timeout, read_json_body
-from serving.logs import logger
+from serving.ids import PredictionIds, to_text
+from serving.intake import ClientLeft, Receive, Said, given_timeout, has_left, read_headers, read_json_body
+from serving.logs import logger, request_of_the_log
 from serving.metrics import CONTENT_TYPE as METRICS_TYPE
 from serving.metrics import Metrics
 from serving.model_metrics import SlotMetrics
@@ -60,10 +59,9 @@ class Request(NamedTuple):
     path: str
     model_id: str
     version: str | None
-    headers: Headers
+    said: Said
     receive: Receive
-    id: str
-    started: float  # time.perf_counter()
+    asking: Asking
 
 
 class Place(NamedTuple):
@@ -100,7 +98,7 @@ class HttpFront:
         self._slot_metrics = slot_metrics
         self._recorder = metrics.recorder(options.slot)
         self._pen = slot_metrics.pen(options.slot)
-        self._new_id = RequestIds()
+        self._places: dict[str, Place] = {}  # paths that are asked often, read already
         self._stopping = False
         self._catalogue = Catalogue()
         self._endpoints: dict[str, InferenceEndpoint] = {}
@@ -138,12 +136,14 @@ class HttpFront:
     async def _live_with_the_process(self, scope: Scope, receive: Receive, send: Send) -> None:
         options = self._options
         self._pen.forget_under_way()
-        self._dispatcher = Dispatcher(options.worker_addresses, self._recorder.workers_connected, self._pen.event)
         log_of_predictions = Recorder(
             options.replica_folder / "spool" / f"api-{options.slot}",
             max_bytes=options.spool_max_bytes,
             payloads=options.log_payloads,
             on_dropped=lambda stream, count: self._pen.event(f"{stream}_dropped", count),
+        )
+        self._dispatcher = Dispatcher(
+            options.worker_addresses, self._recorder.workers_connected, self._pen.event, log_of_predictions.flush
         )
         self._service = PredictionService(self._catalogue, self._dispatcher, log_of_predictions, self._pen)
         self._answers = RememberedAnswers()
@@ -159,31 +159,34 @@ class HttpFront:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
-        place = _locate(scope["path"])
-        headers = scope["headers"]
-        request_id = given_id(headers) or self._new_id()
-        request = Request(scope["path"], place.model_id, place.version, headers, receive, request_id, started)
+        path = scope["path"]
+        place = self._places.get(path) or _locate(path)
+        said = read_headers(scope["headers"])
+        own_id = self._ids()
+        request_id = said.request_id or to_text(own_id)
         # Each request is a task with a context of its own, so nothing has to be unbound.
-        bind_contextvars(request_id=request_id)
+        request_of_the_log.set(request_id)
+        answer: Answer | None = None
         try:
-            answer = await self._outcome(place.template, scope["method"], request)
+            asking = Asking(own_id, started, given_timeout(said.timeout))
+            handler = self._handler(place.template, scope["method"], path)
+            answer = await handler(Request(path, place.model_id, place.version, said, receive, asking))
+        except ClientLeft:
+            pass
+        except Exception as error:  # noqa: BLE001  # it is logged where it is none of ours
+            answer = self._refusal(error, place.template, request_id)
+        status = _LEFT
+        if answer is not None and not has_left(receive):
             await self._send(send, answer, request_id)
             status = answer.status
-        except ClientLeft:
-            status = _LEFT
         self._recorder.observe(place.template, scope["method"], status, time.perf_counter() - started)
 
-    async def _outcome(self, template: str, method: str, request: Request) -> Answer:
-        """The handler's answer, or that of what it raised."""
-        try:
-            return await self._handler(template, method, request.path)(request)
-        except ClientLeft:
-            raise
-        except Exception as error:
-            if isinstance(error, SwitchyardError) and status_of(error) is not None:
-                return refusal(error)
-            log.exception("request failed unexpectedly", route=template)
-            return refusal(InternalError(request.id))
+    def _refusal(self, error: Exception, template: str, request_id: str) -> Answer:
+        """The answer to what a handler raised."""
+        if isinstance(error, SwitchyardError) and status_of(error) is not None:
+            return refusal(error)
+        log.error("request failed unexpectedly", route=template, exc_info=error)  # called by its handler
+        return refusal(InternalError(request_id))
 
     def _handler(self, template: str, method: str, path: str) -> Handler:
         route = self._routes.get(template)
@@ -259,20 +262,18 @@ class HttpFront:
         return Answer(200, self._metrics.render() + lines.encode(), METRICS_TYPE)
 
     async def _predict(self, request: Request) -> Answer:
-        body = await read_json_body(request.headers, request.receive, self._options.max_body_bytes)
-        endpoint = self._endpoint(request.model_id)
-        return await endpoint.predict(body, request.started, given_timeout(request.headers))
+        body = await read_json_body(request.said, request.receive, self._options.max_body_bytes)
+        return await self._endpoint(request.model_id).predict(body, request.asking)
 
     async def _v2_metadata(self, request: Request) -> Answer:
-        return self._endpoint(request.model_id).metadata(request.version)
+        return self._endpoint(request.model_id).metadata(request.version, request.asking.id)
 
     async def _v2_model_ready(self, request: Request) -> Answer:
-        return self._endpoint(request.model_id).ready(request.version)
+        return self._endpoint(request.model_id).ready(request.version, request.asking.id)
 
     async def _v2_infer(self, request: Request) -> Answer:
-        body = await read_json_body(request.headers, request.receive, self._options.max_body_bytes)
-        endpoint = self._endpoint(request.model_id)
-        return await endpoint.infer(body, request.version, request.started, given_timeout(request.headers))
+        body = await read_json_body(request.said, request.receive, self._options.max_body_bytes)
+        return await self._endpoint(request.model_id).infer(body, request.version, request.asking)
 
     def _endpoint(self, model_id: str) -> InferenceEndpoint:
         """Raises ModelNotFound, NotReady."""
@@ -280,7 +281,8 @@ class HttpFront:
             raise NotReady("the server is starting")
         if model_id not in self._endpoints or model_id not in self._catalogue.models:
             self._catalogue.get(model_id)  # else names that anybody may invent would be kept
-            self._endpoints[model_id] = InferenceEndpoint(model_id, self._service, self._answers, self._ids)
+            self._endpoints[model_id] = InferenceEndpoint(model_id, self._service, self._answers)
+            self._places[f"/ml/models/{model_id}/predict"] = Place(PREDICT, model_id, None)
         return self._endpoints[model_id]
 
 

@@ -2,7 +2,6 @@
 
 import os
 import time
-import uuid
 import weakref
 
 _POOLED = 512
@@ -48,7 +47,8 @@ class PredictionIds:
 
 def to_text(id: bytes) -> str:
     """As it is shown: the usual text of a UUID."""
-    return str(uuid.UUID(bytes=id))
+    digits = id.hex()
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def first_id(time_ms: int) -> bytes:

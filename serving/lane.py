@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 import orjson
@@ -22,27 +23,31 @@ class Gate(Protocol):
         ...
 
 
+Read = Callable[[Outcome, bytes], Any]
+"""Makes of what a worker said what its asker waits for. May raise: the asker gets that."""
+
+
 class Call:
     """One question to the workers until it is settled. Its answer may come to nobody: the deadline comes first."""
 
-    __slots__ = ("answer", "body", "gate", "question", "retried", "timer", "version")
+    __slots__ = ("answer", "body", "gate", "question", "read", "retried", "settled", "version")
 
     def __init__(
-        self, question: Question, body: bytes, version: bytes, gate: Gate, answer: "asyncio.Future[tuple[Outcome, bytes]]"
-    ) -> None:  # fmt: skip
+        self, question: Question, body: bytes, version: bytes, gate: Gate, read: Read, answer: "asyncio.Future[Any]"
+    ) -> None:
         self.question = question
         self.body = body
         self.version = version  # key of the version, without what distinguishes batches of it
         self.gate = gate
+        self.read = read
         self.answer = answer
         self.retried = False
-        self.timer: asyncio.TimerHandle | None = None
+        self.settled = False
 
     def settle(self) -> None:
         """No worker works on it any more."""
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
+        if not self.settled:
+            self.settled = True
             self.gate.leave()
 
     def fail(self, error: Exception) -> None:
@@ -60,6 +65,10 @@ class LaneOwner(Protocol):
 
     def replied(self, lane: "Lane", call: Call, frame: Frame) -> None:
         """An ANSWER or FAILURE to a call, which is not under way here any more."""
+        ...
+
+    def heard_out(self) -> None:
+        """All is told that came in one piece."""
         ...
 
 
@@ -80,6 +89,8 @@ class Lane(asyncio.Protocol):
         """When the worker last said anything, on the monotonic clock."""
         self.moved = 0.0
         """When it last answered a call, or was given one while it had none, on the monotonic clock."""
+        self.compute = 0.0
+        """Seconds that its latest batch took."""
         self.done: asyncio.Future[None] = loop.create_future()
         """Set when another connection has to be made: this one is lost, or its worker is about to end."""
         self._loop = loop
@@ -106,6 +117,7 @@ class Lane(asyncio.Protocol):
         except (BrokenChannel, orjson.JSONDecodeError, TypeError, KeyError, ValueError) as problem:
             log.warning("lane to a worker closed", worker=self.worker, reason=str(problem))
             self.close()
+        self._owner.heard_out()
         if self._retired and not self.calls:
             self.close()
 

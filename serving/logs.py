@@ -5,6 +5,7 @@ import re
 import sys
 import traceback
 from collections.abc import MutableMapping
+from contextvars import ContextVar
 from typing import Any
 
 import structlog
@@ -27,6 +28,10 @@ working_on = bound_contextvars
 """`with working_on(request_id=..., change_id=..., test_id=...):` puts the ids on every line logged inside."""
 
 
+request_of_the_log: ContextVar[str | None] = ContextVar("request_of_the_log", default=None)
+"""The id of the request that the current task is for; on every line that is logged in it. Cheaper than the above."""
+
+
 def mask(text: str) -> str:
     """The text without passwords in addresses."""
     return _PARAMETER.sub(r"\1=***", _CREDENTIALS.sub(r"\1***", text))
@@ -41,6 +46,13 @@ def _without_secrets(_logger: Any, _method: str, event: EventDict) -> EventDict:
             event[key] = "***"
         elif isinstance(value, str):
             event[key] = mask(value)
+    return event
+
+
+def _name_request(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    request_id = request_of_the_log.get()
+    if request_id is not None:
+        event.setdefault("request_id", request_id)
     return event
 
 
@@ -71,6 +83,7 @@ def configure_logging(part: str, level: str) -> None:
 
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        _name_request,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),

@@ -78,7 +78,7 @@ class Recorder:
         self._records.append(record)
         if not self._flush_due:
             self._flush_due = True
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self._flush_at_the_end)
         if payload is not None:
             self.add_payload(payload)
 
@@ -92,6 +92,11 @@ class Recorder:
             self._flush_payloads()
         elif self._payload_timer is None:
             self._payload_timer = self._loop.call_later(_PAYLOAD_SECONDS, self._flush_payloads)
+
+    def flush(self) -> None:
+        """Write what was added so far now, for whoever is about to give many answers at once."""
+        if self._records:
+            self._flush()
 
     def durable(self) -> "asyncio.Future[None]":
         """Done once everything added so far is written, or is known to be lost. One for all requests of a tick."""
@@ -107,8 +112,11 @@ class Recorder:
         self._flush_payloads()
         self._spool.close()
 
-    def _flush(self) -> None:
+    def _flush_at_the_end(self) -> None:
         self._flush_due = False
+        self._flush()
+
+    def _flush(self) -> None:
         records, self._records = self._records, []
         written, self._written = self._written, None
         try:

@@ -39,6 +39,9 @@ def read_request(
         ValidationFailed: with every field that is wrong.
     """
     given = read_object(body)
+    input_data = given.get("input_data")
+    if len(given) == 1 and type(input_data) is dict:  # as most requests come
+        return ReadRequest(InferenceRequest(new_id(), model_id, input_data, {}, arrival), False)
     problems = Problems()
     _check_keys(given, problems)
     input_data = _input_data(given, problems)

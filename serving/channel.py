@@ -143,7 +143,9 @@ class Question(NamedTuple):
         try:
             deadline, rows, length, encoding, solo = _QUESTION.unpack_from(payload)
             start = _QUESTION.size + length
-            return cls(payload[_QUESTION.size : start], rows, _ENCODINGS[encoding], deadline, solo != 0), payload[start:]
+            return cls(payload[_QUESTION.size : start], rows, _ENCODINGS[encoding], deadline, solo != 0), payload[
+                start:
+            ]
         except (struct.error, LookupError) as problem:
             raise BrokenChannel(f"a PREDICT that cannot be read ({problem})") from None
 

@@ -15,7 +15,7 @@ import orjson
 from serving.channel import Frame, Kind, Outcome, Question, split_key
 from serving.contracts import Held
 from serving.errors import BrokenChannel, DeadlineExceeded, ModelError, NotReady, SwitchyardError, WorkerLost
-from serving.lane import Call, Gate, Lane, Read
+from serving.lane import Asker, Call, Gate, Lane, Settable
 from serving.logs import logger
 
 RECONNECT_AFTER = 0.02
@@ -86,7 +86,7 @@ class Dispatcher:
         self._retrying: Call | None = None
         self._refused: dict[bytes, float] = {}
         self._able: dict[bytes, _Able] = {}
-        self._read: list[tuple[asyncio.Future[Any], Any]] = []
+        self._read: list[tuple[Settable, Any]] = []
         self._watch: asyncio.TimerHandle | None = None
         self._watch_at = math.inf
 
@@ -116,12 +116,18 @@ class Dispatcher:
         return able.held if able is not None else None
 
     def ask(
-        self, question: Question, body: bytes, version: bytes, gate: Gate, read: Read = lambda *both: both
-    ) -> "asyncio.Future[Any]":
+        self,
+        question: Question,
+        body: bytes,
+        version: bytes,
+        gate: Gate,
+        asker: Asker,
+        answer: Settable | None = None,
+    ) -> Any:
         """Put a question to a worker that holds the version. The gate is left when no worker works on it any more.
 
-        The future has what `read` makes of the answer, unless the deadline came first: then it is not read. It fails
-        with what that raises, and with DeadlineExceeded, ModelError, WorkerLost or NotReady.
+        `answer`, or else a future, is set to what `asker` reads in the answer, unless the deadline came first: then it
+        is not read. It fails with DeadlineExceeded, ModelError, WorkerLost or NotReady, as `asker` would have it.
 
         Raises:
             NotReady: no worker holds it; the gate was left.
@@ -136,7 +142,7 @@ class Dispatcher:
             raise WorkerLost(
                 f"workers ended while they computed this very input, so it is refused for {REFUSED_FOR:g} s"
             )
-        call = Call(question, body, version, gate, read, self._loop.create_future())
+        call = Call(question, body, version, gate, asker, answer or self._loop.create_future())
         if question.deadline < self._watch_at:
             self._watch_for(question.deadline)
         lane.send(call)
@@ -191,7 +197,7 @@ class Dispatcher:
                 raise
             lane.compute = outcome.compute
             try:
-                self._read.append((call.answer, call.read(outcome, body)))
+                self._read.append((call.answer, call.asker.read(outcome, body)))
             except Exception as problem:  # noqa: BLE001  # its asker's, like everything that comes of its answer
                 call.fail(problem)
         else:

@@ -3,7 +3,8 @@
 import asyncio
 import time
 from datetime import UTC, datetime
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import orjson
@@ -11,10 +12,10 @@ import orjson
 from serving import open_inference
 from serving.answers import Answer
 from serving.catalogue import ServedModel, ServedVersion
-from serving.contracts import InferenceRequest, InferenceResponse, Role
-from serving.errors import DeadlineExceeded
+from serving.contracts import InferenceRequest, Role
+from serving.errors import DeadlineExceeded, NotReady
 from serving.idempotency import RememberedAnswers
-from serving.ids import to_text
+from serving.lane import Settable
 from serving.prediction import Asked, PredictionService, client_key
 from serving.request_body import read_request
 
@@ -23,6 +24,7 @@ class Asking(NamedTuple):
     """What is known of a request apart from its path and body."""
 
     id: bytes  # ours, of this request alone
+    text: str  # the same
     started: float  # time.perf_counter() at its headers
     patience: float | None  # the client's, in seconds, where it says
 
@@ -34,6 +36,7 @@ class InferenceEndpoint:
         self._model_id = model_id
         self._service = service
         self._answers = answers
+        self._tasks: set[asyncio.Task[bytes]] = set()
 
     async def predict(self, body: bytes, asking: Asking) -> Answer:
         """Answer `POST .../predict`.
@@ -42,6 +45,34 @@ class InferenceEndpoint:
             NotJson, ValidationFailed, RequestIdReused, ModelNotFound: the request's fault.
             NotReady, TooManyRequests, DeadlineExceeded, ModelError, WorkerLost: see PredictionService.
         """
+        asked, model = self._read(body, asking)
+        if asked.given is None:
+            return Answer(200, orjson.dumps(await self._ask(asked, model)))
+        return Answer(200, await self._once(asked, asked.given, model))
+
+    def begin(self, body: bytes, asking: Asking, answer: Settable) -> None:
+        """As `predict`, for whoever has no task to wait in: `answer` gets an InferenceResponse, its JSON, or the error.
+
+        Raises:
+            As `predict`, what is known at once.
+        """
+        asked, model = self._read(body, asking)
+        if asked.given is None:
+            self._ask(asked, model, answer)
+            return
+        task = asyncio.ensure_future(self._once(asked, asked.given, model))
+        self._tasks.add(task)
+        task.add_done_callback(partial(self._settle, answer))
+
+    def _settle(self, answer: Settable, task: "asyncio.Task[bytes]") -> None:
+        self._tasks.discard(task)
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is None:
+            answer.set_result(task.result())
+        else:
+            answer.set_exception(error if isinstance(error, Exception) else NotReady("the server is stopping"))
+
+    def _read(self, body: bytes, asking: Asking) -> tuple[Asked, ServedModel]:
         model = self._service.catalogue.get(self._model_id)
         own_id = asking.id
         arrival = time.time()
@@ -52,33 +83,32 @@ class InferenceEndpoint:
             arrival=datetime.fromtimestamp(arrival, UTC),
             client_timestamps=model.config.client_timestamps,
         )
-        given = client_key(self._model_id, str(request.request_id), body) if id_given else None
+        text = str(request.request_id) if id_given else asking.text
+        given = client_key(self._model_id, text, body) if id_given else None
+        unit = request.user_id or text
         event_us = int(request.timestamp.timestamp() * 1e6)
-        asked = Asked(
-            request, own_id, given, int(arrival * 1e6), event_us, asking.started, Role.ANSWER, asking.patience
-        )
-        if given is None:
-            return Answer(200, orjson.dumps(await self._ask(asked, model)))
-        return Answer(200, await self._once(asked, given, model))
+        return Asked(
+            request, own_id, given, unit, int(arrival * 1e6), event_us, asking.started, Role.ANSWER, asking.patience
+        ), model
 
-    def metadata(self, version: str | None, id: bytes) -> Answer:
+    def metadata(self, version: str | None, unit: str) -> Answer:
         """Answer `GET /v2/models/{m}[/versions/{v}]`.
 
         Raises:
             ModelNotFound, VersionNotLoaded, NotReady: there is nothing to describe.
         """
-        model, chosen = self._find(version, id)
+        model, chosen = self._find(version, unit)
         held = self._service.held(chosen)
         described = open_inference.model_metadata(self._model_id, sorted(model.versions), chosen.schema, held)
         return Answer(200, orjson.dumps(described))
 
-    def ready(self, version: str | None, id: bytes) -> Answer:
+    def ready(self, version: str | None, unit: str) -> Answer:
         """Answer `GET /v2/models/{m}[/versions/{v}]/ready`.
 
         Raises:
             ModelNotFound, VersionNotLoaded, NotReady: it is not.
         """
-        _, chosen = self._find(version, id)
+        _, chosen = self._find(version, unit)
         self._service.held(chosen)
         return Answer(200, orjson.dumps({"name": self._model_id, "version": chosen.version, "ready": True}))
 
@@ -88,7 +118,7 @@ class InferenceEndpoint:
         Raises:
             As `predict`, and VersionNotLoaded.
         """
-        model, chosen = self._find(version, asking.id)
+        model, chosen = self._find(version, asking.text)
         held = self._service.held(chosen)
         read = open_inference.read_infer(body, chosen.schema)
         arrival = time.time()
@@ -96,21 +126,21 @@ class InferenceEndpoint:
         moment = datetime.fromtimestamp(arrival, UTC)
         request = InferenceRequest(UUID(bytes=asking.id), self._model_id, read.input_data, read.parameters, moment)
         role = Role.ANSWER if version is None else Role.PROBE
-        asked = Asked(request, asking.id, None, arrived_us, arrived_us, asking.started, role, asking.patience)
+        asked = Asked(
+            request, asking.id, None, asking.text, arrived_us, arrived_us, asking.started, role, asking.patience
+        )
         response = await self._service.predict(asked, model, chosen)
         given_id = read.id or str(request.request_id)
         return Answer(200, orjson.dumps(open_inference.write_infer(given_id, response, held, read.outputs)))
 
-    def _find(self, version: str | None, id: bytes) -> tuple[ServedModel, ServedVersion]:
+    def _find(self, version: str | None, unit: str) -> tuple[ServedModel, ServedVersion]:
         model = self._service.catalogue.get(self._model_id)
         if version is not None:
             return model, model.named(version)
-        return model, model.choose(to_text(id))
+        return model, model.choose(unit)
 
-    async def _ask(self, asked: Asked, model: ServedModel) -> InferenceResponse:
-        request = asked.request
-        unit = str(request.request_id) if request.user_id is None else request.user_id
-        return await self._service.predict(asked, model, model.choose(unit))
+    def _ask(self, asked: Asked, model: ServedModel, answer: Settable | None = None) -> Any:
+        return self._service.predict(asked, model, model.choose(asked.unit), answer)
 
     async def _shared(self, answer: "asyncio.Future[bytes]", asked: Asked, model: ServedModel) -> bytes | None:
         """The answer that another one has asked for, within the time that this one has. None: that one had less."""

@@ -16,6 +16,7 @@ from serving.channel import version_key
 from serving.dispatch import Dispatcher
 from serving.endpoint import Asking, InferenceEndpoint
 from serving.errors import InternalError, MethodNotAllowed, NotReady, PathNotFound, SwitchyardError
+from serving.http_protocol import ShortWay
 from serving.idempotency import RememberedAnswers
 from serving.ids import PredictionIds, to_text
 from serving.intake import ClientLeft, Receive, Said, given_timeout, has_left, read_headers, read_json_body
@@ -25,6 +26,7 @@ from serving.metrics import Metrics
 from serving.model_metrics import SlotMetrics
 from serving.prediction import PredictionService
 from serving.recorder import Recorder
+from serving.short_way import PredictWay
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -56,7 +58,6 @@ log = logger(__name__)
 class Request(NamedTuple):
     """What a handler needs of a request."""
 
-    path: str
     model_id: str
     version: str | None
     said: Said
@@ -98,8 +99,9 @@ class HttpFront:
         self._slot_metrics = slot_metrics
         self._recorder = metrics.recorder(options.slot)
         self._pen = slot_metrics.pen(options.slot)
-        self._places: dict[str, Place] = {}  # paths that are asked often, read already
-        self._stopping = False
+        self.short_ways: dict[bytes, ShortWay] = {}
+        """See serving/http_protocol.py."""
+        self.stopping = False
         self._catalogue = Catalogue()
         self._endpoints: dict[str, InferenceEndpoint] = {}
         # Made when the process's event loop runs, see _live_with_the_process.
@@ -124,14 +126,37 @@ class HttpFront:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or accompany the process's life. uvicorn is told to know no web sockets."""
-        if scope["type"] == "http":
-            await self._answer(scope, receive, send)
-        else:
+        if scope["type"] != "http":
             await self._live_with_the_process(scope, receive, send)
+            return
+        started = time.perf_counter()
+        path, method = scope["path"], scope["method"]
+        place = _locate(path)
+        said = read_headers(scope["headers"])
+        own_id = self._ids()
+        own_text = to_text(own_id)
+        request_id = said.request_id or own_text
+        # Each request is a task with a context of its own, so nothing has to be unbound.
+        request_of_the_log.set(request_id)
+        answer: Answer | None = None
+        try:
+            asking = Asking(own_id, own_text, started, given_timeout(said.timeout))
+            handler = self._handler(place.template, method, path)
+            answer = await handler(Request(place.model_id, place.version, said, receive, asking))
+        except ClientLeft:
+            pass
+        except Exception as error:  # noqa: BLE001  # it is logged where it is none of ours
+            answer = self._refusal(error, place.template, request_id)
+        status = _LEFT
+        if answer is not None and not has_left(receive):
+            await send(self._start(answer, request_id))
+            await send({"type": "http.response.body", "body": answer.body})
+            status = answer.status
+        self._recorder.observe(place.template, method, status, time.perf_counter() - started)
 
     def stop(self) -> None:
         """From now on each answer asks its client to connect elsewhere, and readiness is refused."""
-        self._stopping = True
+        self.stopping = True
 
     async def _live_with_the_process(self, scope: Scope, receive: Receive, send: Send) -> None:
         options = self._options
@@ -157,36 +182,18 @@ class HttpFront:
             await self._dispatcher.close()
             log_of_predictions.close()
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = time.perf_counter()
-        path = scope["path"]
-        place = self._places.get(path) or _locate(path)
-        said = read_headers(scope["headers"])
-        own_id = self._ids()
-        request_id = said.request_id or to_text(own_id)
-        # Each request is a task with a context of its own, so nothing has to be unbound.
-        request_of_the_log.set(request_id)
-        answer: Answer | None = None
-        try:
-            asking = Asking(own_id, started, given_timeout(said.timeout))
-            handler = self._handler(place.template, scope["method"], path)
-            answer = await handler(Request(path, place.model_id, place.version, said, receive, asking))
-        except ClientLeft:
-            pass
-        except Exception as error:  # noqa: BLE001  # it is logged where it is none of ours
-            answer = self._refusal(error, place.template, request_id)
-        status = _LEFT
-        if answer is not None and not has_left(receive):
-            await self._send(send, answer, request_id)
-            status = answer.status
-        self._recorder.observe(place.template, scope["method"], status, time.perf_counter() - started)
-
     def _refusal(self, error: Exception, template: str, request_id: str) -> Answer:
         """The answer to what a handler raised."""
         if isinstance(error, SwitchyardError) and status_of(error) is not None:
             return refusal(error)
         log.error("request failed unexpectedly", route=template, exc_info=error)  # called by its handler
         return refusal(InternalError(request_id))
+
+    def _refuse_predict(self, error: Exception, request_id: str) -> Answer:
+        return self._refusal(error, PREDICT, request_id)
+
+    def _count_predict(self, status: int | None, seconds: float) -> None:
+        self._recorder.observe(PREDICT, "POST", _LEFT if status is None else status, seconds)
 
     def _handler(self, template: str, method: str, path: str) -> Handler:
         route = self._routes.get(template)
@@ -197,7 +204,7 @@ class HttpFront:
             raise MethodNotAllowed(method, list(allowed))
         return handler
 
-    async def _send(self, send: Send, answer: Answer, request_id: str) -> None:
+    def _start(self, answer: Answer, request_id: str) -> MutableMapping[str, Any]:
         # A new list each time: what sits between us and the socket may append to it.
         headers = [
             (b"content-type", answer.content_type),
@@ -205,10 +212,9 @@ class HttpFront:
             (b"x-request-id", request_id.encode()),
             *answer.headers,
         ]
-        if self._stopping:
+        if self.stopping:
             headers.append((b"connection", b"close"))
-        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        await send({"type": "http.response.body", "body": answer.body})
+        return {"type": "http.response.start", "status": answer.status, "headers": headers}
 
     async def _live(self, _request: Request) -> Answer:
         return Answer(200, b'{"status":"live"}')
@@ -233,7 +239,7 @@ class HttpFront:
 
     async def _answering(self) -> Dispatcher:
         """The dispatcher, once a worker has answered it just now and some model can be served. Raises NotReady."""
-        if self._stopping:
+        if self.stopping:
             raise NotReady("the server is stopping")
         if self._dispatcher is None or not await self._dispatcher.ping(PING_DEADLINE):
             raise NotReady("no worker answers")
@@ -266,10 +272,10 @@ class HttpFront:
         return await self._endpoint(request.model_id).predict(body, request.asking)
 
     async def _v2_metadata(self, request: Request) -> Answer:
-        return self._endpoint(request.model_id).metadata(request.version, request.asking.id)
+        return self._endpoint(request.model_id).metadata(request.version, request.asking.text)
 
     async def _v2_model_ready(self, request: Request) -> Answer:
-        return self._endpoint(request.model_id).ready(request.version, request.asking.id)
+        return self._endpoint(request.model_id).ready(request.version, request.asking.text)
 
     async def _v2_infer(self, request: Request) -> Answer:
         body = await read_json_body(request.said, request.receive, self._options.max_body_bytes)
@@ -282,7 +288,9 @@ class HttpFront:
         if model_id not in self._endpoints or model_id not in self._catalogue.models:
             self._catalogue.get(model_id)  # else names that anybody may invent would be kept
             self._endpoints[model_id] = InferenceEndpoint(model_id, self._service, self._answers)
-            self._places[f"/ml/models/{model_id}/predict"] = Place(PREDICT, model_id, None)
+            self.short_ways[PREDICT.format(model_id=model_id).encode()] = PredictWay(
+                self._endpoints[model_id], self._ids, self._refuse_predict, self._count_predict
+            )
         return self._endpoints[model_id]
 
 

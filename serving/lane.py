@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 import orjson
@@ -23,23 +22,47 @@ class Gate(Protocol):
         ...
 
 
-Read = Callable[[Outcome, bytes], Any]
-"""Makes of what a worker said what its asker waits for. May raise: the asker gets that."""
+class Settable(Protocol):
+    """What of a future is needed here."""
+
+    def done(self) -> bool:
+        """Whether it is set."""
+        ...
+
+    def set_result(self, result: Any, /) -> None:
+        """The answer. Never raises."""
+        ...
+
+    def set_exception(self, error: Any, /) -> None:
+        """There is none. Never raises."""
+        ...
+
+
+class Asker(Protocol):
+    """Who waits for the answer to a question, and is told of it before all others' answers of this moment are given."""
+
+    def read(self, outcome: Outcome, body: bytes) -> Any:
+        """What the answer comes to. May raise; then that is what it comes to."""
+        ...
+
+    def failed(self, error: Exception) -> Exception:
+        """There is no answer; the error to be raised for it."""
+        ...
 
 
 class Call:
     """One question to the workers until it is settled. Its answer may come to nobody: the deadline comes first."""
 
-    __slots__ = ("answer", "body", "gate", "question", "read", "retried", "settled", "version")
+    __slots__ = ("answer", "asker", "body", "gate", "question", "retried", "settled", "version")
 
     def __init__(
-        self, question: Question, body: bytes, version: bytes, gate: Gate, read: Read, answer: "asyncio.Future[Any]"
+        self, question: Question, body: bytes, version: bytes, gate: Gate, asker: Asker, answer: Settable
     ) -> None:
         self.question = question
         self.body = body
         self.version = version  # key of the version, without what distinguishes batches of it
         self.gate = gate
-        self.read = read
+        self.asker = asker
         self.answer = answer
         self.retried = False
         self.settled = False
@@ -53,7 +76,7 @@ class Call:
     def fail(self, error: Exception) -> None:
         """End it with this error, unless it has ended."""
         if not self.answer.done():
-            self.answer.set_exception(error)
+            self.answer.set_exception(self.asker.failed(error))
 
 
 class LaneOwner(Protocol):

@@ -2,10 +2,10 @@
 
 import time
 from hashlib import blake2b
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from serving.answer_reader import AnswerReader, LoggedRow
-from serving.catalogue import Catalogue, ServedModel, ServedVersion
+from serving.catalogue import Admission, Catalogue, ServedModel, ServedVersion
 from serving.channel import MAX_FRAME, Outcome, Question
 from serving.contracts import (
     Held,
@@ -27,9 +27,10 @@ from serving.errors import (
     ValidationFailed,
     WorkerLost,
 )
+from serving.lane import Settable
 from serving.recorder import Payload, PredictionRecord, Recorder
 
-LOGGED_STATUS: dict[type[SwitchyardError], int] = {DeadlineExceeded: 504, ModelError: 500, WorkerLost: 503}
+LOGGED_STATUS: dict[type[Exception], int] = {DeadlineExceeded: 504, ModelError: 500, WorkerLost: 503}
 """Failures that count against a version, with the status they are logged and answered with."""
 
 _MOST_READERS = 1024
@@ -60,6 +61,7 @@ class Asked(NamedTuple):
     request: InferenceRequest
     id: bytes  # ours: the key of its row in the prediction log
     given: tuple[bytes, bytes] | None  # the client's own id as a key, and the digest of the body it came with
+    unit: str  # what the version is chosen by
     arrived_us: int  # microseconds since 1970
     event_us: int  # the same of the time that counts as the event's
     started: float  # time.perf_counter() at the request's headers
@@ -77,8 +79,8 @@ class PredictionService:
     def __init__(self, catalogue: Catalogue, dispatcher: Dispatcher, recorder: Recorder, tracker: Tracker) -> None:
         self.catalogue = catalogue
         self._dispatcher = dispatcher
-        self._recorder = recorder
-        self._tracker = tracker
+        self.recorder = recorder
+        self.tracker = tracker
         self._readers: dict[bytes, AnswerReader] = {}
 
     def held(self, version: ServedVersion) -> Held:
@@ -92,12 +94,14 @@ class PredictionService:
             raise NotReady(f"version {version.version} of model '{version.model_id}' is being loaded")
         return held
 
-    async def predict(self, asked: Asked, model: ServedModel, version: ServedVersion) -> InferenceResponse:
-        """The answer, once it stands in the prediction log.
+    def predict(self, asked: Asked, model: ServedModel, version: ServedVersion, answer: Settable | None = None) -> Any:
+        """The answer, an InferenceResponse, once it stands in the prediction log: `answer` is set to it, or a future
+        that is returned. It fails with DeadlineExceeded, ModelError, WorkerLost or NotReady; the first three stand in
+        the log too.
 
         Raises:
-            ValidationFailed, NotReady, TooManyRequests: the model was not asked.
-            DeadlineExceeded, ModelError, WorkerLost: it was, and this stands in the log too.
+            ValidationFailed, NotReady, TooManyRequests: the model is not asked.
+            WorkerLost: nor now, since workers ended under this very input.
         """
         reader = self._reader(version)
         request = asked.request
@@ -111,29 +115,18 @@ class PredictionService:
         if request.parameters:
             rows = rows._replace(variant=version.schema.variant(request.input_data, parameters.params))
         sent = time.perf_counter()
-
-        def read(outcome: Outcome, body: bytes) -> InferenceResponse:
-            return self._answered(asked, version, rows, parameters, reader, sent, outcome, body)
-
         timeout = asked.within(model.config.timeout)
         # Both clocks are the machine's monotonic one; the deadline covers the reading of the body too.
         deadline = time.monotonic() - (sent - asked.started) + timeout
-        admission, slot = model.admission, version.entry.slot
+        under_way = _UnderWay(self, asked, version, model.admission, rows, parameters, reader, sent, timeout)
+        question = Question(version.key + rows.variant, rows.size, rows.encoding, deadline, False)
         try:
-            admission.enter(model.model_id)
-            self._tracker.under_way(slot, admission.under_way)
-            question = Question(version.key + rows.variant, rows.size, rows.encoding, deadline, False)
-            response: InferenceResponse = await self._dispatcher.ask(question, rows.body, version.key, admission, read)
-        except DeadlineExceeded as error:
-            late = DeadlineExceeded(model.model_id, timeout)
-            await self._note_failure(asked, version, late)
-            raise late from error
+            model.admission.enter(model.model_id)
+            answer = self._dispatcher.ask(question, rows.body, version.key, model.admission, under_way, answer)
         except SwitchyardError as error:
-            await self._note_failure(asked, version, error)
-            raise
-        finally:
-            self._tracker.under_way(slot, admission.under_way)
-        return response
+            raise under_way.failed(error) from None
+        self.tracker.under_way(version.entry.slot, model.admission.under_way)
+        return answer
 
     def _reader(self, version: ServedVersion) -> AnswerReader:
         """What reads the version's answers. Raises NotReady."""
@@ -145,33 +138,54 @@ class PredictionService:
             reader = self._readers[version.key] = AnswerReader(held)
         return reader
 
-    def _answered(
+
+class _UnderWay:
+    """A prediction that a worker was asked for. Its answer is read, logged and counted as soon as it comes.
+
+    That is done with all answers that came in one piece, and not in the request's own task: so they share one write to
+    the log, and no task has to wait for it in a turn of its own.
+    """
+
+    __slots__ = ("_admission", "_asked", "_parameters", "_reader", "_rows", "_sent", "_service", "_timeout", "_version")
+
+    def __init__(
         self,
+        service: PredictionService,
         asked: Asked,
         version: ServedVersion,
+        admission: Admission,
         rows: Rows,
         parameters: Parameters,
         reader: AnswerReader,
         sent: float,
-        outcome: Outcome,
-        body: bytes,
-    ) -> InferenceResponse:
-        """The response, and its place in the log and in the metrics. The log is written before it goes anywhere.
+        timeout: float,
+    ) -> None:
+        self._service = service
+        self._asked = asked
+        self._version = version
+        self._admission = admission
+        self._rows = rows
+        self._parameters = parameters
+        self._reader = reader
+        self._sent = sent  # time.perf_counter()
+        self._timeout = timeout
 
-        It is called by the dispatcher with all that came in one piece, and not by the request's own task: so they
-        share one write to the log, and no task has to wait for it in a turn of its own.
-        """
+    def read(self, outcome: Outcome, body: bytes) -> InferenceResponse:
+        """See Asker."""
+        asked, version, rows, service = self._asked, self._version, self._rows, self._service
         back = time.perf_counter()
-        predictions, scores, logged = reader.read(outcome, body, parameters)
+        predictions, scores, logged = self._reader.read(outcome, body, self._parameters)
         now = time.perf_counter()
         processing_time = now - asked.started
-        self._record(asked, version, 200, processing_time, logged)
-        self._record_payload(asked, version, rows, outcome, body)
+        service.recorder.add(_record(asked, version, 200, processing_time, logged))
+        if service.recorder.keeps_payloads:
+            service.recorder.add_payload(_payload(asked, version, rows, outcome, body))
         compute = outcome.compute
-        queue = max(0.0, back - sent - compute)
-        self._tracker.answered(
-            version.entry.slot, Stages(sent - asked.started, queue, compute, now - back), rows.size, outcome.batch_rows
-        )
+        queue = max(0.0, back - self._sent - compute)
+        stages = Stages(self._sent - asked.started, queue, compute, now - back)
+        slot = version.entry.slot
+        service.tracker.answered(slot, stages, rows.size, outcome.batch_rows)
+        service.tracker.under_way(slot, self._admission.under_way)
         metadata = {
             "model_id": version.model_id,
             "arm": None,
@@ -182,52 +196,39 @@ class PredictionService:
             asked.request.request_id, predictions, scores, processing_time, version.version, metadata
         )
 
-    async def _note_failure(self, asked: Asked, version: ServedVersion, error: SwitchyardError) -> None:
-        if isinstance(error, TooManyRequests):
-            self._tracker.failed(version.entry.slot, 429)
+    def failed(self, error: Exception) -> Exception:
+        """See Asker."""
+        service, slot = self._service, self._version.entry.slot
+        if isinstance(error, DeadlineExceeded):
+            error = DeadlineExceeded(self._version.model_id, self._timeout)
+        elif isinstance(error, TooManyRequests):
+            service.tracker.failed(slot, 429)
         status = LOGGED_STATUS.get(type(error))
         if status is not None:
-            self._tracker.failed(version.entry.slot, status)
-            self._record(asked, version, status, time.perf_counter() - asked.started, [])
-            await self._recorder.durable()
+            service.tracker.failed(slot, status)
+            seconds = time.perf_counter() - self._asked.started
+            # Written at the end of this turn of the event loop, before the task that waits has its own.
+            service.recorder.add(_record(self._asked, self._version, status, seconds, []))
+        service.tracker.under_way(slot, self._admission.under_way)
+        return error
 
-    def _record(
-        self, asked: Asked, version: ServedVersion, status: int, seconds: float, rows: list[LoggedRow]
-    ) -> None:
-        key, digest = asked.given or (None, None)
-        self._recorder.add(
-            PredictionRecord(
-                id=asked.id,
-                client_key=key,
-                body_digest=digest,
-                arrived_us=asked.arrived_us,
-                event_us=asked.event_us,
-                model_id=version.model_id,
-                version=version.version,
-                arm=None,
-                role=asked.role.value,
-                unit=asked.request.user_id,
-                latency_us=int(seconds * 1e6),
-                status=status,
-                rows=rows,
-            )
-        )
 
-    def _record_payload(self, asked: Asked, version: ServedVersion, rows: Rows, outcome: Outcome, body: bytes) -> None:
-        self._recorder.add_payload(
-            Payload(
-                id=asked.id,
-                model_id=version.model_id,
-                version=version.version,
-                rows=rows.size,
-                encoding=rows.encoding,
-                features=rows.body,
-                variant=rows.variant,
-                answer_encoding=outcome.encoding,
-                answer_width=outcome.width,
-                answer=body,
-            )
-        )
+def _record(
+    asked: Asked, version: ServedVersion, status: int, seconds: float, rows: list[LoggedRow]
+) -> PredictionRecord:
+    key, digest = asked.given or (None, None)
+    # By position: a record is made for each request, and names cost as much again.
+    return PredictionRecord(
+        asked.id, key, digest, asked.arrived_us, asked.event_us, version.model_id, version.version, None,
+        asked.role.value, asked.request.user_id, int(seconds * 1e6), status, rows,
+    )  # fmt: skip
+
+
+def _payload(asked: Asked, version: ServedVersion, rows: Rows, outcome: Outcome, body: bytes) -> Payload:
+    return Payload(
+        asked.id, version.model_id, version.version, rows.size, rows.encoding, rows.body, rows.variant,
+        outcome.encoding, outcome.width, body,
+    )  # fmt: skip
 
 
 def client_key(model_id: str, given: str, body: bytes) -> tuple[bytes, bytes]:

@@ -61,7 +61,7 @@ class Recorder:
     def __init__(self, folder: Path, *, max_bytes: int, payloads: bool, on_dropped: Callable[[str, int], None]) -> None:
         """`max_bytes` is for both streams of this process together, `payloads` whether features are kept at all."""
         self._spool = Spool(folder, max_bytes, self._note_dropped)
-        self._keep_payloads = payloads
+        self.keeps_payloads = payloads
         self._on_dropped = on_dropped
         self._loop = asyncio.get_running_loop()
         self._encode = msgspec.msgpack.Encoder().encode
@@ -84,7 +84,7 @@ class Recorder:
 
     def add_payload(self, payload: Payload) -> None:
         """Keep what one request carried, where payloads are kept: it is written within 100 ms."""
-        if not self._keep_payloads:
+        if not self.keeps_payloads:
             return
         self._payloads.append(payload)
         self._payload_bytes += len(payload.features) + len(payload.answer)

@@ -21,6 +21,7 @@ from litserve.transport.base import MessageTransport
 from serving.agent import AgentOptions, run_agent
 from serving.channel import SocketFolder
 from serving.front import TEMPLATES, AsgiApp, FrontOptions, HttpFront
+from serving.http_protocol import PredictProtocol
 from serving.logs import logger
 from serving.metrics import Metrics
 from serving.model_metrics import SlotMetrics
@@ -249,6 +250,7 @@ class _ApiServer(litserve.server._Server):  # type: ignore[misc]  # noqa: SLF001
         self._front = front(config.app)  # type: ignore[arg-type]  # LitServe passes the application itself
         # Outside of FastAPI's middleware, not as one of them: they cost as much as all of ours.
         config.app = self._front
+        config.http = functools.partial(PredictProtocol, front=self._front)  # type: ignore[assignment]  # only called
         super().__init__(config)
 
     def run(self, worker_id: int, sockets: list[socket.socket] | None = None) -> None:

@@ -1,0 +1,249 @@
+"""uvicorn's HTTP protocol with a short way for predictions: no task, no scope and no messages for each of them.
+
+What uvicorn does for a request besides parsing it costs as much as validating, asking and logging it do. So a plain
+predict request (its path known, JSON, a short body of announced length, nothing pipelined before it) goes from the
+parser straight to its endpoint, and its answer from there to the socket. All others take uvicorn's ordinary way to the
+same endpoint (serving/front.py), and are answered alike.
+
+It overrides callbacks that uvicorn does not promise: tests/contracts/test_uvicorn.py holds each of them.
+"""
+
+import asyncio
+import math
+import time
+from http import HTTPStatus
+from typing import Any, Protocol, cast
+
+import orjson
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from serving.answers import Answer
+from serving.contracts import InferenceResponse
+from serving.errors import BodyTooSlow
+from serving.ids import to_text
+from serving.intake import BODY_TIMEOUT, Said, read_headers
+
+SHORT_BODY = 64 * 1024
+"""Bytes. Of longer bodies uvicorn holds back a part until somebody asks for it."""
+
+_STATUS_LINES = {each.value: f"HTTP/1.1 {each.value} {each.phrase}\r\n".encode() for each in HTTPStatus}
+_JSON = b"application/json"
+
+
+class ShortWay(Protocol):
+    """Where a predict request of one model goes."""
+
+    def new_id(self) -> bytes:
+        """For the request."""
+        ...
+
+    def begin(self, way: "Short", body: bytes) -> None:
+        """Have it answered, now or later, by `set_result` or `set_exception`."""
+        ...
+
+    def refusal(self, way: "Short", error: Exception) -> Answer:
+        """The answer to an error."""
+        ...
+
+    def ended(self, status: int | None, seconds: float) -> None:
+        """Count it. None: its client left."""
+        ...
+
+
+class Front(Protocol):
+    """What the protocol has to know of the application."""
+
+    stopping: bool
+    """Whether each answer shall ask its client to connect elsewhere."""
+    short_ways: dict[bytes, ShortWay]
+    """By the URL as it is asked for."""
+
+
+class PredictProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    def __init__(self, *arguments: Any, front: Front, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.front = front
+        self._idle_since = math.inf
+        self._idle_timer: asyncio.TimerHandle | None = None
+
+    def on_headers_complete(self) -> None:
+        """Called by the parser."""
+        way = self.front.short_ways.get(self.url)
+        if way is None or not self._is_plain():
+            super().on_headers_complete()
+            return
+        said = read_headers(self.headers)
+        if said.content_type != _JSON or not said.length.isdigit() or int(said.length) > SHORT_BODY:
+            super().on_headers_complete()
+            return
+        self.cycle = cast("RequestResponseCycle", Short(self, way, said, keep_alive=self.parser.should_keep_alive()))
+
+    def on_message_complete(self) -> None:
+        """Called by the parser."""
+        super().on_message_complete()
+        cycle: Any = self.cycle
+        if type(cycle) is Short and not cycle.response_complete:
+            cycle.begin()
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the event loop."""
+        super().data_received(data)
+        cycle: Any = self.cycle
+        if type(cycle) is Short and cycle.more_body:
+            cycle.wait_for_body(self.loop)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by the event loop."""
+        super().connection_lost(exc)
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        cycle: Any = self.cycle
+        if type(cycle) is Short:
+            cycle.lost()
+
+    def on_response_complete(self) -> None:
+        """Called at the end of each response, on both ways."""
+        if self.pipeline:
+            super().on_response_complete()
+            return
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        # One timer that looks now and then, where uvicorn sets and cancels one for each request.
+        self._idle_since = self.loop.time()
+        if self._idle_timer is None:
+            self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._look_if_idle)
+
+    def _unset_keepalive_if_required(self) -> None:
+        super()._unset_keepalive_if_required()
+        self._idle_since = math.inf
+
+    def _look_if_idle(self) -> None:
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left <= 0:
+            self.timeout_keep_alive_handler()
+        else:
+            self._idle_timer = self.loop.call_later(min(left, self.timeout_keep_alive), self._look_if_idle)
+
+    def _is_plain(self) -> bool:
+        parser = self.parser
+        return bool(
+            parser.get_method() == b"POST"
+            and (self.cycle is None or self.cycle.response_complete)
+            and not (self.pipeline or self.expect_100_continue or self.flow.write_paused)
+            and parser.get_http_version() == "1.1"
+            and not parser.should_upgrade()
+        )
+
+
+class _NoEvent:
+    """Stands where uvicorn wakes the task that waits for a body."""
+
+    def set(self) -> None:
+        """Nobody waits."""
+
+
+class Short:
+    """One request on the short way: a cycle to uvicorn, and a future to the dispatcher."""
+
+    __slots__ = (
+        "_settled", "_timer", "_way", "body", "disconnected", "id", "keep_alive", "message_event", "more_body",
+        "protocol", "request_id", "response_complete", "said", "started", "text",
+    )  # fmt: skip
+
+    def __init__(self, protocol: PredictProtocol, way: ShortWay, said: Said, *, keep_alive: bool) -> None:
+        self.protocol = protocol
+        self.said = said
+        self.started = time.perf_counter()
+        self.id = way.new_id()
+        self.text = to_text(self.id)
+        self.request_id = said.request_id or self.text
+        self._way = way
+        self._settled = False
+        self._timer: asyncio.TimerHandle | None = None
+        # What uvicorn sets and looks at:
+        self.body = bytearray()
+        self.more_body = True
+        self.keep_alive = keep_alive
+        self.response_complete = False
+        self.disconnected = False
+        self.message_event = _NO_EVENT
+
+    def begin(self) -> None:
+        """The body is here."""
+        if self._timer is not None:
+            self._timer.cancel()
+        try:
+            self._way.begin(self, bytes(self.body))
+        except Exception as error:  # noqa: BLE001  # it is logged where it is none of ours
+            self.set_exception(error)
+
+    def wait_for_body(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Some of it is still to come."""
+        if self._timer is None:
+            self._timer = loop.call_later(BODY_TIMEOUT, self.set_exception, BodyTooSlow(BODY_TIMEOUT))
+
+    def lost(self) -> None:
+        """The connection is gone. Where a worker was asked, its answer ends this."""
+        if self.more_body and not self._settled:
+            self._settled = True
+            self._end(None)
+
+    def done(self) -> bool:
+        """Whether it has come to an end."""
+        return self._settled
+
+    def set_result(self, response: InferenceResponse | bytes) -> None:
+        """Answer with this. Never raises: whoever calls it has others to answer."""
+        try:
+            body = response if isinstance(response, bytes) else orjson.dumps(response)
+        except Exception as error:  # noqa: BLE001  # a model's label that JSON cannot carry
+            self.set_exception(error)
+            return
+        self._settled = True
+        self._answer(Answer(200, body))
+
+    def set_exception(self, error: Exception) -> None:
+        """Answer with this error. Never raises."""
+        self._settled = True
+        self._answer(self._way.refusal(self, error))
+
+    def _answer(self, answer: Answer) -> None:
+        protocol = self.protocol
+        if self.disconnected or protocol.transport.is_closing():
+            self._end(None)
+            return
+        stays = self.keep_alive and not protocol.front.stopping
+        protocol.transport.write(self._written(answer, stays=stays))
+        self._end(answer.status)
+        if not stays or any(name == b"connection" for name, _ in answer.headers):
+            protocol.transport.close()
+        protocol.on_response_complete()
+
+    def _written(self, answer: Answer, *, stays: bool) -> bytes:
+        parts = [_STATUS_LINES[answer.status]]
+        for name, value in self.protocol.server_state.default_headers:
+            parts += (name, b": ", value, b"\r\n")
+        for name, value in answer.headers:
+            parts += (name, b": ", value, b"\r\n")
+        if not stays and not any(name == b"connection" for name, _ in answer.headers):
+            parts.append(b"connection: close\r\n")
+        parts += (
+            b"content-type: ", answer.content_type,
+            b"\r\ncontent-length: ", b"%d" % len(answer.body),
+            b"\r\nx-request-id: ", self.request_id.encode(),
+            b"\r\n\r\n", answer.body,
+        )  # fmt: skip
+        return b"".join(parts)
+
+    def _end(self, status: int | None) -> None:
+        self.response_complete = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._way.ended(status, time.perf_counter() - self.started)
+
+
+_NO_EVENT = _NoEvent()

@@ -38,6 +38,16 @@ def _dies_of(poison: bytes) -> Reply:
     return lambda frame: None if Question.unpack(frame.payload)[1] == poison else _echo(frame)
 
 
+class Plain:
+    """An asker that takes everything as it comes."""
+
+    def read(self, outcome: Outcome, body: bytes) -> tuple[Outcome, bytes]:
+        return outcome, body
+
+    def failed(self, error: Exception) -> Exception:
+        return error
+
+
 class Turnstile:
     """Counts who has left."""
 
@@ -50,7 +60,7 @@ class Turnstile:
 
 def _ask(dispatcher: Dispatcher, body: bytes, gate: Turnstile, timeout: float = 10.0) -> asyncio.Future[Any]:
     question = Question(FLIGHTS, 1, Encoding.FLOATS, time.monotonic() + timeout, solo=False)
-    return dispatcher.ask(question, body, FLIGHTS, gate)
+    return dispatcher.ask(question, body, FLIGHTS, gate, Plain())
 
 
 async def _ready(dispatcher: Dispatcher, lanes: int) -> None:

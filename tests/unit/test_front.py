@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import uuid
 from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import pytest
 from serving import errors, metrics
 from serving.answers import STATUS_OF, status_of
 from serving.front import TEMPLATES, FrontOptions, HttpFront
-from serving.intake import RequestIds
 from serving.logs import configure_logging
 from serving.metrics import Metrics
 from serving.model_metrics import SlotMetrics
@@ -103,12 +101,3 @@ def test_every_error_that_can_be_answered_has_a_status_that_is_counted() -> None
     unanswered = set().union(*map(_leaves, at_home))
     assert {each for each in here if status_of(each.__new__(each)) is None} == unanswered
     assert set(STATUS_OF.values()) <= set(metrics.STATUSES)
-
-
-def test_request_ids_are_uuids_and_differ() -> None:
-    """Two requests could not be told apart in log and answers."""
-    new_id = RequestIds()
-    ids = [new_id() for _ in range(10_000)]
-    assert len(set(ids)) == len(ids)
-    assert all(str(uuid.UUID(each)) == each and uuid.UUID(each).version == 4 for each in ids)
-    assert all(uuid.UUID(each).variant == uuid.RFC_4122 for each in ids)

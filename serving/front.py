@@ -86,6 +86,7 @@ class FrontOptions:
     replica_folder: Path
     max_body_bytes: int
     spool_max_bytes: int  # of this process
+    log_predictions: bool
     log_payloads: bool
 
 
@@ -164,6 +165,7 @@ class HttpFront:
         log_of_predictions = Recorder(
             options.replica_folder / "spool" / f"api-{options.slot}",
             max_bytes=options.spool_max_bytes,
+            predictions=options.log_predictions,
             payloads=options.log_payloads,
             on_dropped=lambda stream, count: self._pen.event(f"{stream}_dropped", count),
         )

@@ -68,17 +68,26 @@ class PredictProtocol(HttpToolsProtocol):
         self._idle_since = math.inf
         self._idle_timer: asyncio.TimerHandle | None = None
 
+    def on_message_begin(self) -> None:
+        """Called by the parser. The scope comes later, and only on the ordinary way."""
+        self.url = b""
+        self.expect_100_continue = False
+        self.headers = []
+
     def on_headers_complete(self) -> None:
         """Called by the parser."""
         way = self.front.short_ways.get(self.url)
-        if way is None or not self._is_plain():
-            super().on_headers_complete()
-            return
-        said = read_headers(self.headers)
-        if said.content_type != _JSON or not said.length.isdigit() or int(said.length) > SHORT_BODY:
-            super().on_headers_complete()
-            return
-        self.cycle = cast("RequestResponseCycle", Short(self, way, said, keep_alive=self.parser.should_keep_alive()))
+        if way is not None and self._is_plain():
+            said = read_headers(self.headers)
+            if said.content_type == _JSON and said.length.isdigit() and int(said.length) <= SHORT_BODY:
+                cycle = Short(self, way, said, keep_alive=self.parser.should_keep_alive())
+                self.cycle = cast("RequestResponseCycle", cycle)
+                return
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expects
+        self.headers += headers  # the list is the scope's too
+        super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """Called by the parser."""

@@ -58,9 +58,21 @@ class Recorder:
     counted, logged once and told to `on_dropped(stream, records)`, and the requests are answered all the same.
     """
 
-    def __init__(self, folder: Path, *, max_bytes: int, payloads: bool, on_dropped: Callable[[str, int], None]) -> None:
-        """`max_bytes` is for both streams of this process together, `payloads` whether features are kept at all."""
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        max_bytes: int,
+        payloads: bool,
+        on_dropped: Callable[[str, int], None],
+        predictions: bool = True,
+    ) -> None:
+        """`max_bytes` is for both streams of this process together.
+
+        `predictions`: whether anything is logged at all; `payloads`: whether features are.
+        """
         self._spool = Spool(folder, max_bytes, self._note_dropped)
+        self.keeps_predictions = predictions
         self.keeps_payloads = payloads
         self._on_dropped = on_dropped
         self._loop = asyncio.get_running_loop()
@@ -75,6 +87,8 @@ class Recorder:
 
     def add(self, record: PredictionRecord, payload: Payload | None = None) -> None:
         """Log one request: it is written with everything else of this tick."""
+        if not self.keeps_predictions:
+            return
         self._records.append(record)
         if not self._flush_due:
             self._flush_due = True

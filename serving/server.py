@@ -214,7 +214,8 @@ class _Engine(litserve.LitServer):  # type: ignore[misc]  # LitServe has no type
             replica_folder=settings.replica_folder,
             max_body_bytes=settings.max_body_bytes,
             spool_max_bytes=settings.spool_max_bytes // settings.api_processes,
-            log_payloads=settings.log_payloads,
+            log_predictions=settings.log_predictions,
+            log_payloads=settings.log_predictions and settings.log_payloads,
         )
         return HttpFront(app, options=options, metrics=self._metrics, slot_metrics=self._slot_metrics)
 

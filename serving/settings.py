@@ -59,6 +59,10 @@ class ServingSettings(BaseSettings):
         ge=2**20,
         description="Bytes of predictions that may wait on disk for the database. Beyond it payloads are dropped first.",
     )
+    log_predictions: bool = Field(
+        default=True,
+        description="Whether predictions are logged at all. Without the log there is no quality, drift, test or usage.",
+    )
     log_payloads: bool = Field(
         default=True, description="Whether the prediction log keeps each request's features, for drift and replay."
     )

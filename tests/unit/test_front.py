@@ -30,6 +30,7 @@ def _front() -> HttpFront:
         replica_folder=Path(),
         max_body_bytes=1024,
         spool_max_bytes=1024,
+        log_predictions=False,
         log_payloads=False,
     )
     return HttpFront(litserves, options=options, metrics=counted, slot_metrics=SlotMetrics(1))

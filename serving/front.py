@@ -16,7 +16,7 @@ from serving.channel import version_key
 from serving.dispatch import Dispatcher
 from serving.endpoint import Asking, InferenceEndpoint
 from serving.errors import InternalError, MethodNotAllowed, NotReady, PathNotFound, SwitchyardError
-from serving.http_protocol import ShortWay
+from serving.http_protocol import SHORT_BODY, ShortWay
 from serving.idempotency import RememberedAnswers
 from serving.ids import PredictionIds, to_text
 from serving.intake import ClientLeft, Receive, Said, given_timeout, has_left, read_headers, read_json_body
@@ -101,7 +101,8 @@ class HttpFront:
         self._recorder = metrics.recorder(options.slot)
         self._pen = slot_metrics.pen(options.slot)
         self.short_ways: dict[bytes, ShortWay] = {}
-        """See serving/http_protocol.py."""
+        self.short_body = min(SHORT_BODY, options.max_body_bytes)
+        """Both: see serving/http_protocol.py."""
         self.stopping = False
         self._catalogue = Catalogue()
         self._endpoints: dict[str, InferenceEndpoint] = {}

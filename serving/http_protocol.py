@@ -57,6 +57,8 @@ class Front(Protocol):
     """Whether each answer shall ask its client to connect elsewhere."""
     short_ways: dict[bytes, ShortWay]
     """By the URL as it is asked for."""
+    short_body: int
+    """Bytes of a body on the short way, at most SHORT_BODY."""
 
 
 class PredictProtocol(HttpToolsProtocol):
@@ -79,7 +81,7 @@ class PredictProtocol(HttpToolsProtocol):
         way = self.front.short_ways.get(self.url)
         if way is not None and self._is_plain():
             said = read_headers(self.headers)
-            if said.content_type == _JSON and said.length.isdigit() and int(said.length) <= SHORT_BODY:
+            if said.content_type == _JSON and said.length.isdigit() and int(said.length) <= self.front.short_body:
                 cycle = Short(self, way, said, keep_alive=self.parser.should_keep_alive())
                 self.cycle = cast("RequestResponseCycle", cycle)
                 return

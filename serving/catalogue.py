@@ -30,9 +30,13 @@ class Admission:
         Raises:
             TooManyRequests: the limit is reached; says when there will be room.
         """
+        self.check(model_id)
+        self.under_way += 1
+
+    def check(self, model_id: str) -> None:
+        """Raise what `enter` would raise now."""
         if self.under_way >= self.limit:
             raise TooManyRequests(model_id, self.limit, self.retry_after())
-        self.under_way += 1
 
     def leave(self) -> None:
         """One call less: a worker has answered it, also when that was too late for its client."""

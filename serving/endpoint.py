@@ -76,6 +76,8 @@ class InferenceEndpoint:
 
     def _read(self, body: bytes, asking: Asking) -> tuple[Asked, ServedModel]:
         model = self._service.catalogue.get(self._model_id)
+        # Before anything is read of it: under overload most of what comes is turned away, and that has to cost little.
+        self._service.check_room(model, asking.text[_CHANCE:])
         own_id = asking.id
         arrival = time.time()
         request, id_given = read_request(

@@ -128,6 +128,19 @@ class PredictionService:
         self.tracker.under_way(version.entry.slot, model.admission.under_way)
         return answer
 
+    def check_room(self, model: ServedModel, unit: str) -> None:
+        """Turn a request away that would be later, and count it against the version that it would have come to.
+
+        Raises:
+            TooManyRequests: so many are under way already.
+            NotReady: nothing of the model is routed.
+        """
+        try:
+            model.admission.check(model.model_id)
+        except TooManyRequests:
+            self.tracker.failed(model.choose(unit).entry.slot, 429)
+            raise
+
     def _reader(self, version: ServedVersion) -> AnswerReader:
         """What reads the version's answers. Raises NotReady."""
         held = self.held(version)

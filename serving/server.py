@@ -91,6 +91,7 @@ class _Engine(litserve.LitServer):  # type: ignore[misc]  # LitServe has no type
             settings.drain_timeout,
             settings.resolved_artifact_folder,
             settings.replica_folder / "versions.json",
+            settings.load_timeout,
         )
         self._launch_api: Callable[[], BaseProcess]
         super().__init__(
@@ -147,6 +148,7 @@ class _Engine(litserve.LitServer):  # type: ignore[misc]  # LitServe has no type
             api_processes=settings.api_processes,
             memory_budget_mb=settings.memory_budget_mb,
             log_level=settings.log_level,
+            load_timeout=settings.load_timeout,
         )
         return _from_fork_server("agent", run_agent, options)
 

@@ -19,6 +19,7 @@ from serving.batching import Batch, BatchQueue, Waiting
 from serving.channel import Frame, Hello, Kind, Question, pack, split_key, version_key
 from serving.errors import BrokenChannel
 from serving.holdings import Holdings, Report
+from serving.load_journal import LoadWatch
 from serving.loader import ModelLoader
 from serving.logs import logger
 from serving.peer import Peer
@@ -45,6 +46,7 @@ class Worker:
         artifact_folder: Path,
         versions_file: Path,
         set_busy_until: Callable[[float], None],
+        load_watch: LoadWatch,
     ) -> None:
         """`set_busy_until`: tell the parent until when a call may take, monotonic seconds; 0 when it is over."""
         self._address = address
@@ -60,7 +62,7 @@ class Worker:
         self._told_to_end = False
         self._ends_by: float | None = None
         self._wakeup = self._watch_wakeup()
-        self._holdings = Holdings(ModelLoader(ArtifactStore(artifact_folder)), self._wake)
+        self._holdings = Holdings(ModelLoader(ArtifactStore(artifact_folder)), self._wake, load_watch)
         self._queue: BatchQueue[Peer] = BatchQueue(lambda key: self._holdings.batch_size(split_key(key)[0]))
 
     def run(self) -> None:
@@ -76,9 +78,12 @@ class Worker:
             for key, events in self._selector.select(self._patience()):
                 key.data(events)
             self._holdings.settle(lambda: self._send_to_all(self._holds()))
+            if not self._told_to_end and self._holdings.give_up_overdue():
+                self._end()
             if self._told_to_end and self._ends_by is None:
                 self._begin_drain()
             self._answer_batch()
+        self._holdings.close()
 
     def _finished(self) -> bool:
         return self._ends_by is not None and (not self._peers or time.monotonic() >= self._ends_by)
@@ -86,7 +91,11 @@ class Worker:
     def _patience(self) -> float | None:
         if self._queue:
             return 0.0
-        return None if self._ends_by is None else max(0.0, self._ends_by - time.monotonic())
+        due = [each for each in (self._ends_by, self._load_deadline()) if each is not None]
+        return max(0.0, min(due) - time.monotonic()) if due else None
+
+    def _load_deadline(self) -> float | None:
+        return None if self._told_to_end else self._holdings.deadline
 
     def _answer_batch(self) -> None:
         batch = self._queue.next_batch(time.monotonic())

@@ -379,6 +379,21 @@ def _unpickling_exits(folder: Path) -> Made:
     return _with_pickle(folder, pickle.dumps(_Call(exec, "raise SystemExit(0)")))
 
 
+def _unpickling_hangs(folder: Path) -> Made:
+    return _with_pickle(folder, pickle.dumps(_Call(time.sleep, 3600)))
+
+
+def _unpickling_hangs_all(folder: Path) -> Made:
+    """No other thread of the process goes on meanwhile: this search never lets go of the interpreter."""
+    return _with_pickle(folder, pickle.dumps(_Call(exec, "import re; re.match('(a+)+$', 'a' * 64 + 'b')")))
+
+
+def _unpickling_eats(folder: Path) -> Made:
+    """Takes 20 MB more every 20 ms, up to 4 GB, and then as long as a hang."""
+    eat = "import time; eaten = []\nfor _ in range(200): eaten.append(bytearray(b'x') * 20_000_000); time.sleep(0.02)\n"
+    return _with_pickle(folder, pickle.dumps(_Call(exec, eat + "time.sleep(3600)")))
+
+
 def _missing_package(folder: Path) -> Made:
     made = _with_pickle(folder, b"cno_such_package.models\nThing\n.")
     (folder / "requirements.txt").write_text("mlflow==3.17.2\nno-such-package==1.2.3\n")
@@ -412,6 +427,9 @@ _MAKERS: dict[str, Callable[[Path], Made]] = {
     "unpickling-raises": _unpickling_raises,
     "unpickling-kills": _unpickling_kills,
     "unpickling-exits": _unpickling_exits,
+    "unpickling-hangs": _unpickling_hangs,
+    "unpickling-hangs-all": _unpickling_hangs_all,
+    "unpickling-eats": _unpickling_eats,
     "missing-package": _missing_package,
 }
 

@@ -9,6 +9,7 @@ import orjson
 
 from serving.agent.route_table import Table
 from serving.desired import NOTHING_DESIRED, DesiredState, Key
+from serving.load_journal import journal_file, read_left_out
 from serving.logs import logger
 from serving.routing import RoutingTable
 
@@ -19,6 +20,7 @@ class ReplicaFiles:
     """The files of one data plane that let it start when nothing else is there."""
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._table = folder / "table.json"
         self._versions = folder / "versions.json"
 
@@ -51,6 +53,11 @@ class ReplicaFiles:
         except (OSError, ValueError, KeyError, TypeError) as problem:
             log.warning("the kept list of versions cannot be read", file=str(self._versions), reason=repr(problem)[:300])  # fmt: skip
             return {}
+
+    def read_left_out(self, worker: int) -> dict[Key, str]:
+        """Digests of what this worker left out when it started, since its predecessors ended while they loaded it."""
+        marks = read_left_out(journal_file(self._folder, worker))
+        return {(mark.model_id, mark.version): mark.digest for mark in marks}
 
     def keep_proven(self, versions: Sequence[Mapping[str, Any]]) -> bool:
         """What a worker that starts loads. False when the disk does not take it."""

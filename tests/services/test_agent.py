@@ -390,6 +390,30 @@ def test_a_version_that_ends_the_spare_twice_has_failed(house: House, database: 
     play(scenario())
 
 
+def test_a_version_that_hangs_the_spare_has_failed_at_once(house: House, database: Database) -> None:
+    """It would hold up every load behind it twice, or reach the workers that serve."""
+
+    async def scenario() -> None:
+        reason = "loading it took longer than 120 s"
+
+        def hang(order: dict[str, Any]) -> dict[str, Any] | None:
+            if order["version"] == "1":
+                return {"ok": False, "reason": reason, "ended": True}
+            return house.spare.load(order)
+
+        house.spare.script = hang
+        async with house.open(), house.agent():
+            want(database, "1")
+            want(database, "2")
+            row = await until(is_said(database, "1", "failed"), "the hanging one refused")
+            assert row.reason == reason
+            await until(is_said(database, "2", "ready"), "the other one ready")
+            assert house.spare.loads().count(("flights", "1")) == 1
+            assert all(("flights", "1") not in worker.loads() for worker in house.workers[:SPARE])
+
+    play(scenario())
+
+
 def test_a_revision_counts_once_every_http_process_has_applied_it(tmp_path: Path, database: Database) -> None:
     """A bake would begin while one process still sends its requests to the old version."""
     house = House(tmp_path, _url(database), api_processes=2)

@@ -394,6 +394,15 @@ def _unpickling_eats(folder: Path) -> Made:
     return _with_pickle(folder, pickle.dumps(_Call(exec, eat + "time.sleep(3600)")))
 
 
+def deadly_beside(trigger: Path, folder: Path) -> ZooModel:
+    """Ends its process when it is loaded while the file `trigger` is there; else it is as good as any."""
+    sample, _, kind = _unsigned(folder)
+    whole = (folder / "model.pkl").read_bytes()
+    fuse = f"__import__('os')._exit(9) if __import__('os').path.exists({str(trigger)!r}) else __import__('pickle').loads({whole!r})"
+    (folder / "model.pkl").write_bytes(pickle.dumps(_Call(eval, fuse)))
+    return ZooModel("deadly", folder, sample, None, kind)
+
+
 def _missing_package(folder: Path) -> Made:
     made = _with_pickle(folder, b"cno_such_package.models\nThing\n.")
     (folder / "requirements.txt").write_text("mlflow==3.17.2\nno-such-package==1.2.3\n")

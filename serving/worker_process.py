@@ -57,6 +57,8 @@ class Worker:
         self._selector = selectors.DefaultSelector()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._peers: set[Peer] = set()
+        self._parked: dict[Peer, list[Waiting[Peer]]] = {}
+        """What choked peers have asked: nothing is computed for them while they do not take their answers."""
         self._fork_server = os.getppid()
         self._parent_gone = False
         self._told_to_end = False
@@ -77,6 +79,8 @@ class Worker:
         while not self._finished():
             for key, events in self._selector.select(self._patience()):
                 key.data(events)
+            if self._parked:
+                self._look_after_parked()
             self._holdings.settle(lambda: self._send_to_all(self._holds()))
             if not self._told_to_end and self._holdings.give_up_overdue():
                 self._end()
@@ -92,6 +96,7 @@ class Worker:
         if self._queue:
             return 0.0
         due = [each for each in (self._ends_by, self._load_deadline()) if each is not None]
+        due += [peer.given_up_at for peer in self._parked]
         return max(0.0, min(due) - time.monotonic()) if due else None
 
     def _load_deadline(self) -> float | None:
@@ -120,6 +125,19 @@ class Worker:
             frames.setdefault(peer, []).append(frame)
         for peer, some in frames.items():
             self._send(peer, b"".join(some))
+            if peer.choked and peer not in self._parked and peer in self._peers:
+                self._parked[peer] = self._queue.take_out(peer)
+
+    def _look_after_parked(self) -> None:
+        """Go on with those who take their answers again, and give up those who have taken nothing for long."""
+        now = time.monotonic()
+        for peer in [each for each in self._parked if not each.choked or now >= each.given_up_at]:
+            if peer.choked:
+                log.warning("connection to an HTTP process closed", reason="it does not read its answers")
+                self._drop(peer)
+            else:
+                for request in self._parked.pop(peer):
+                    self._queue.add(request)
 
     def _receive(self, peer: Peer) -> None:
         frames = peer.receive()
@@ -237,7 +255,8 @@ class Worker:
         if peer not in self._peers:
             return
         self._peers.remove(peer)
-        self._queue.forget(peer)
+        self._queue.take_out(peer)
+        self._parked.pop(peer, None)
         self._selector.unregister(peer.connection)
         peer.connection.close()
 

@@ -3,6 +3,7 @@
 import multiprocessing
 import socket
 import time
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,10 +32,11 @@ class RunningWorker:
         self.process: BaseProcess | None = None
         self._clients: list[Client] = []
 
-    def start(self) -> "RunningWorker":
-        """Start it, once what it should load first stands in the file."""
+    def start(self, life: Callable[[WorkerLoop], None] | None = None) -> "RunningWorker":
+        """Start it, once what it should load first stands in the file. `life`: what the process does with its loop."""
         self.loop.next_generation(0)
-        self.process = multiprocessing.get_context("forkserver").Process(target=self.loop, args=(None, "cpu", 0))
+        arguments = (None, "cpu", 0) if life is None else (self.loop,)
+        self.process = multiprocessing.get_context("forkserver").Process(target=life or self.loop, args=arguments)
         self.process.start()
         return self
 
@@ -137,6 +139,10 @@ class Client:
         """One question, and what comes back."""
         self.send(self.question(model_id, version, rows, **more))
         return self.replies(1)[0]
+
+    def readable(self) -> int:
+        """Bytes that have come and were not read."""
+        return len(self._socket.recv(2**20, socket.MSG_PEEK))
 
     def replies(self, count: int) -> list[Reply]:
         """What came back to the last so many questions, in their order."""

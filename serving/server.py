@@ -26,6 +26,7 @@ from serving.metrics import Metrics
 from serving.model_metrics import SlotMetrics
 from serving.settings import ServingSettings
 from serving.shipper import run_shipper
+from serving.spool import kept_source
 from serving.supervisor import SIGNALS, Charge, Supervisor
 from serving.worker import WorkerAPI, WorkerLoop, end_with_parent, join_our_log
 
@@ -154,13 +155,14 @@ class _Engine(litserve.LitServer):  # type: ignore[misc]  # LitServe has no type
 
     def _start_shipper(self) -> BaseProcess:
         settings = self._settings
+        spool_folder = settings.replica_folder / "spool"
         return _from_fork_server(
             "shipper",
             run_shipper,
             settings.resolved_database_url,
             settings.database_timeout,
-            settings.replica_folder / "spool",
-            f"{socket.gethostname()}:{settings.data_plane_port}",
+            spool_folder,
+            kept_source(spool_folder, f"{socket.gethostname()}:{settings.data_plane_port}"),
             settings.log_level,
         )
 

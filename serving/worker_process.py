@@ -16,7 +16,7 @@ import orjson
 from serving.artifacts import ArtifactStore
 from serving.batch_runner import Reply, refuse_expired, refuse_unknown, run_batch
 from serving.batching import Batch, BatchQueue, Waiting
-from serving.channel import Frame, Hello, Kind, Question, pack, split_key, version_key
+from serving.channel import Frame, Hello, Kind, Question, listen_at, pack, split_key, version_key
 from serving.errors import BrokenChannel
 from serving.holdings import Holdings, Report
 from serving.load_journal import LoadWatch
@@ -55,7 +55,7 @@ class Worker:
         self._versions_file = versions_file
         self._set_busy_until = set_busy_until
         self._selector = selectors.DefaultSelector()
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener: socket.socket
         self._peers: set[Peer] = set()
         self._parked: dict[Peer, list[Waiting[Peer]]] = {}
         """What choked peers have asked: nothing is computed for them while they do not take their answers."""
@@ -212,12 +212,7 @@ class Worker:
         self._selector.register(parent.sentinel, selectors.EVENT_READ, parent_gone)
 
     def _listen(self) -> None:
-        # Binding a name of our own and moving it over the final one takes the address from a predecessor without a gap.
-        own_name = Path(f"{self._address}.{os.getpid()}")
-        self._listener.bind(str(own_name))
-        self._listener.listen(64)
-        self._listener.setblocking(False)
-        own_name.rename(self._address)
+        self._listener = listen_at(self._address)
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
 
     def _accept(self, _events: int) -> None:

@@ -9,6 +9,7 @@ import orjson
 
 from serving.agent.route_table import Table
 from serving.desired import NOTHING_DESIRED, DesiredState, Key
+from serving.folders import sync_folder
 from serving.load_journal import journal_file, read_left_out
 from serving.logs import logger
 from serving.routing import RoutingTable
@@ -74,16 +75,8 @@ def _write(file: Path, content: Mapping[str, Any]) -> bool:
             written.flush()
             os.fsync(written.fileno())
         beside.replace(file)
-        _sync_folder(file.parent)
+        sync_folder(file.parent)
     except OSError as problem:
         log.error("cannot keep a file that a restart would need", file=str(file), reason=problem.strerror)  # noqa: TRY400
         return False
     return True
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

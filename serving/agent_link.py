@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -22,7 +23,11 @@ log = logger(__name__)
 class AgentLink:
     """Keeps a catalogue up to date. Without an agent the last table stays in force, that of the snapshot at first."""
 
-    def __init__(self, address: str, snapshot: Path, catalogue: Catalogue) -> None:
+    def __init__(
+        self, address: str, snapshot: Path, catalogue: Catalogue, on_applied: Callable[[], None] = lambda: None
+    ) -> None:
+        """`on_applied` is called after each table that is put in force."""
+        self._on_applied = on_applied
         self._address = address
         self._snapshot = snapshot
         self._catalogue = catalogue
@@ -60,6 +65,7 @@ class AgentLink:
             log.warning("a table of an older snapshot is not taken", generation=table.generation, in_force=before)
             return None
         self._catalogue.apply(table)
+        self._on_applied()
         self._known.set()
         return pack(Kind.APPLIED, payload=orjson.dumps({"generation": table.generation}))
 

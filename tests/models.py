@@ -21,7 +21,7 @@ import mlflow.sklearn
 import numpy as np
 import pandas as pd
 from mlflow.models import ModelSignature, infer_signature
-from mlflow.types import ParamSchema, ParamSpec
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
@@ -289,6 +289,36 @@ def _pyfunc_params(folder: Path) -> Made:
     return features, signature, ModelKind.GENERIC
 
 
+def optional_signature(*names: str) -> ModelSignature:
+    """Of these columns, in this order: x, and perhaps a truth value b and a whole number n."""
+    kinds = {"x": "double", "b": "boolean", "n": "long"}
+    return ModelSignature(inputs=Schema([ColSpec(kinds[name], name, required=name == "x") for name in names]))
+
+
+def _pyfunc_optional(folder: Path) -> Made:
+    class Counts(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+        def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> list[str]:
+            columns = ",".join(f"{name}:{model_input[name].dtype}" for name in model_input.columns)
+            return [f"{x:g} {columns}" for x in model_input["x"]]
+
+    signature = optional_signature("x", "n")
+    _save_pyfunc(folder, Counts(), signature)
+    return pd.DataFrame({"x": [1.0, 2.0], "n": [3, 4]}), signature, ModelKind.GENERIC
+
+
+def _lgbm_optional(folder: Path) -> Made:
+    """Its signature has the columns in another order, so it is given DataFrames."""
+    random = np.random.default_rng(3)
+    features = pd.DataFrame({"x": random.normal(size=300), "b": random.random(300) < 0.5})
+    model = lightgbm.LGBMClassifier(n_estimators=5, verbosity=-1, n_jobs=1)
+    model.fit(features, (features["x"] > 0) ^ features["b"])
+    signature = optional_signature("b", "x")
+    mlflow.lightgbm.save_model(
+        model, str(folder), signature=signature, serialization_format="cloudpickle", pip_requirements=["lightgbm"]
+    )
+    return features[["b", "x"]], signature, ModelKind.CLASSIFIER
+
+
 def _tensor(folder: Path) -> Made:
     features, target = _tumours()
     values = features.to_numpy().astype(np.float32)[:, :8]
@@ -430,6 +460,8 @@ _MAKERS: dict[str, Callable[[Path], Made]] = {
     "tensor": _tensor,
     "unsigned": _unsigned,
     "raises": _raises,
+    "pyfunc-optional": _pyfunc_optional,
+    "lgbm-optional": _lgbm_optional,
     "kills": _kills,
     "sleeps": _sleeps,
     "shrinks": _shrinks,

@@ -125,8 +125,6 @@ class Worker:
             frames.setdefault(peer, []).append(frame)
         for peer, some in frames.items():
             self._send(peer, b"".join(some))
-            if peer.choked and peer not in self._parked and peer in self._peers:
-                self._parked[peer] = self._queue.take_out(peer)
 
     def _look_after_parked(self) -> None:
         """Go on with those who take their answers again, and give up those who have taken nothing for long."""
@@ -178,6 +176,8 @@ class Worker:
     def _send(self, peer: Peer, data: bytes) -> None:
         if peer in self._peers:
             self._attempt(peer, lambda: peer.send(data))
+        if peer.choked and peer in self._peers and peer not in self._parked:
+            self._parked[peer] = self._queue.take_out(peer)
 
     def _watch_signals(self) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides the order

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -22,7 +23,11 @@ log = logger(__name__)
 class AgentLink:
     """Keeps a catalogue up to date. Without an agent the last table stays in force, that of the snapshot at first."""
 
-    def __init__(self, address: str, snapshot: Path, catalogue: Catalogue) -> None:
+    def __init__(
+        self, address: str, snapshot: Path, catalogue: Catalogue, on_applied: Callable[[], None] = lambda: None
+    ) -> None:
+        """`on_applied` is called after each table that is put in force."""
+        self._on_applied = on_applied
         self._address = address
         self._snapshot = snapshot
         self._catalogue = catalogue
@@ -43,13 +48,24 @@ class AgentLink:
             await asyncio.gather(self._keeper, return_exceptions=True)
 
     def apply(self, payload: bytes) -> bytes | None:
-        """Put a table in force; the frame that confirms it, or None when it is none."""
+        """Put a table in force; the frame that confirms it, or None when it is none, or not the latest.
+
+        An agent that has started without the database knows a snapshot only, which may be older than what is in force
+        here. Once the database is there its word counts, also where its generation is a lower one: of a backup.
+        """
         try:
-            table = RoutingTable.from_json(orjson.loads(payload))
+            said = orjson.loads(payload)
+            table = RoutingTable.from_json(said)
+            certain = bool(said.get("certain", True))
         except (ValueError, KeyError, TypeError, AttributeError) as problem:
             log.error("a table of routes could not be read, the one before stays", problem=repr(problem)[:300])  # noqa: TRY400
             return None
+        before = self._catalogue.generation
+        if not certain and before is not None and table.generation < before:
+            log.warning("a table of an older snapshot is not taken", generation=table.generation, in_force=before)
+            return None
         self._catalogue.apply(table)
+        self._on_applied()
         self._known.set()
         return pack(Kind.APPLIED, payload=orjson.dumps({"generation": table.generation}))
 

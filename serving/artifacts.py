@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from serving.errors import ArtifactDamaged, ArtifactFolderNotWritable, ArtifactMissing
+from serving.folders import make_folder, sync_folder
 
 _CHUNK = 1 << 20
 _STALE_SECONDS = 24 * 3600
@@ -153,6 +154,8 @@ class ArtifactStore:
             folder = self._home(artifact.digest) / "owners"
             folder.mkdir(exist_ok=True)
             (folder / owner).touch()
+            sync_folder(folder)
+            sync_folder(folder.parent)
         return artifact
 
     def _home(self, digest: str) -> Path:
@@ -169,7 +172,7 @@ class ArtifactStore:
         (incoming / "manifest.json").write_text(manifest)
         _make_durable_and_read_only(incoming)
         home = self._home(digest)
-        home.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(home.parent)
         if home.exists() and not self._is_whole(digest):
             _take_owners_along(home, incoming)
             _remove(home)
@@ -180,6 +183,7 @@ class ArtifactStore:
             if not home.is_dir():  # else the same bytes are kept already: those are as good as ours
                 raise
             os.utime(home)  # about to be recorded, and so not to be discarded as long unused
+        sync_folder(home.parent)
         return Artifact(digest, home / "content", sum(entry.size for entry in entries))
 
     def _is_whole(self, digest: str) -> bool:
@@ -243,12 +247,18 @@ def _difference(recorded: dict[str, FileEntry], found: dict[str, FileEntry]) -> 
 
 
 def _make_durable_and_read_only(folder: Path) -> None:
-    """On the disk, not only in memory, before the name that promises it exists; and safe from a careless editor."""
+    """On the disk, not only in memory, before the name that promises it exists; and safe from a careless editor.
+
+    Names too: a file of which only the bytes are on the disk is gone after a power cut.
+    """
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
             path.chmod(0o444)
+        elif path.is_dir():
+            sync_folder(path)
+    sync_folder(folder)
 
 
 def _take_owners_along(home: Path, successor: Path) -> None:

@@ -84,14 +84,17 @@ class BatchQueue(Generic[Sender]):
             del self._groups[group]
         return batch
 
-    def forget(self, sender: Sender) -> None:
-        """Nobody waits for the answers to this sender's requests any more."""
+    def take_out(self, sender: Sender) -> list[Waiting[Sender]]:
+        """This sender's requests, which do not wait here any more."""
+        taken: list[Waiting[Sender]] = []
         for group, waiting in list(self._groups.items()):
+            taken += [each for each in waiting if each.sender == sender]
             left = deque(each for each in waiting if each.sender != sender)
             if left:
                 self._groups[group] = left
             else:
                 del self._groups[group]
+        return sorted(taken, key=lambda each: each.arrived)
 
 
 @dataclass(frozen=True)

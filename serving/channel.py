@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import socket
 import stat
 import struct
 import tempfile
@@ -172,6 +173,42 @@ class Outcome(NamedTuple):
             return cls(queue, compute, batch_rows, rows, width, _ENCODINGS[encoding]), payload[_OUTCOME.size :]
         except (struct.error, LookupError) as problem:
             raise BrokenChannel(f"an ANSWER that cannot be read ({problem})") from None
+
+
+def listen_at(address: str) -> socket.socket:
+    """A socket that listens there, not blocking; the address is taken from a predecessor without a gap. Raises OSError.
+
+    It is bound to a name of our own and moved over the final one. Such names of processes that were killed in between
+    are removed.
+    """
+    place = Path(address)
+    for left in place.parent.glob(f"{place.name}.*"):
+        if not _is_alive(left.suffix[1:]):
+            left.unlink(missing_ok=True)
+    own_name = place.with_name(f"{place.name}.{os.getpid()}")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(str(own_name))
+        listener.listen(64)
+        listener.setblocking(False)
+        own_name.rename(place)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _is_alive(pid: str) -> bool:
+    """Whether a process of this number is there; that of ours does not count, it is another life's."""
+    if not pid.isdecimal() or int(pid) == os.getpid():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def version_key(model_id: str, version: str, variant: bytes = b"") -> bytes:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from sklearn.base import is_classifier, is_regressor
 
@@ -62,6 +63,7 @@ class ClassifierEngine:
     def predict(self, model_input: Any, params: dict[str, Any] | None) -> Predicted:  # noqa: ARG002  # see Engine
         """See Engine."""
         rows = len(model_input)
+        model_input = _taken(self.name, model_input)
         if not self.probabilities:
             return self._labels(model_input, rows).reshape(rows, 1)
         answer = np.empty((rows, 1 + len(self.classes)))
@@ -99,6 +101,7 @@ class RegressorEngine:
     def predict(self, model_input: Any, params: dict[str, Any] | None) -> Predicted:  # noqa: ARG002  # see Engine
         """See Engine."""
         rows = len(model_input)
+        model_input = _taken(self.name, model_input)
         return _counted(self._estimator.predict(model_input), rows).astype(np.float64, copy=False).reshape(rows, -1)
 
 
@@ -115,7 +118,8 @@ class ValuesEngine:
 
     def predict(self, model_input: Any, params: dict[str, Any] | None) -> Predicted:  # noqa: ARG002  # see Engine
         """See Engine."""
-        listed: list[Any] = _counted(self._estimator.predict(model_input), len(model_input)).tolist()
+        table = _taken(self.name, model_input)
+        listed: list[Any] = _counted(self._estimator.predict(table), len(model_input)).tolist()
         return listed
 
 
@@ -133,7 +137,7 @@ class BoosterEngine:
     def predict(self, model_input: Any, params: dict[str, Any] | None) -> Predicted:  # noqa: ARG002  # see Engine
         """See Engine."""
         rows = len(model_input)
-        shares = _counted(self._booster.predict(model_input), rows)
+        shares = _counted(self._booster.predict(_taken(self.name, model_input)), rows)
         if shares.ndim == 1:
             shares = np.column_stack([1.0 - shares, shares])
         answer = np.empty((rows, 1 + len(self.classes)))
@@ -211,6 +215,18 @@ def _use_one_core(estimator: Any) -> None:
     if _is_known(estimator) and hasattr(estimator, "get_params"):
         spread = [name for name in estimator.get_params() if name == "n_jobs" or name.endswith("__n_jobs")]
         estimator.set_params(**dict.fromkeys(spread, 1))
+
+
+def _taken(name: str, model_input: Any) -> Any:
+    """As this engine takes it: LightGBM knows gaps among numbers, and refuses a column of truth values with gaps."""
+    if name != "lightgbm" or not isinstance(model_input, pd.DataFrame):
+        return model_input
+    mixed = [
+        column
+        for column, dtype in model_input.dtypes.items()
+        if dtype.kind == "O" and all(each is None or isinstance(each, bool) for each in model_input[column])
+    ]
+    return model_input.astype(dict.fromkeys(mixed, np.float64)) if mixed else model_input
 
 
 def _counted(answer: Any, rows: int) -> NDArray[Any]:

@@ -27,6 +27,7 @@ from serving.model_metrics import SlotMetrics
 from serving.prediction import PredictionService
 from serving.recorder import Recorder
 from serving.short_way import PredictWay
+from serving.version_gauges import VersionGauges
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -175,7 +176,8 @@ class HttpFront:
         )
         self._service = PredictionService(self._catalogue, self._dispatcher, log_of_predictions, self._pen)
         self._answers = RememberedAnswers()
-        link = AgentLink(options.agent_address, options.replica_folder / "table.json", self._catalogue)
+        gauges = VersionGauges.started(self._catalogue, self._pen)
+        link = AgentLink(options.agent_address, options.replica_folder / "table.json", self._catalogue, gauges.follow)
         await self._dispatcher.start()
         await link.start()
         try:

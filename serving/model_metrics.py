@@ -3,6 +3,7 @@
 import mmap
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
+from hashlib import blake2b
 
 from serving.contracts import Stages
 
@@ -31,7 +32,9 @@ _ROWS = len(OUTCOMES)
 _UNDER_WAY = _ROWS + 1
 _STAGES = _UNDER_WAY + 1
 _BATCH = _STAGES + len(Stages._fields) * _STAGE_CELLS
-_SLOT_CELLS = _BATCH + _BATCH_CELLS
+_OWNER = _BATCH + _BATCH_CELLS  # whose counts these are: see _fingerprint
+_SLOT_CELLS = _OWNER + 1
+_CLEARED = bytes(_OWNER * 8)
 _PROCESS_CELLS = SLOTS * _SLOT_CELLS + len(EVENTS)
 _CELL = 8
 _OUTCOME_INDEX = {status: index for index, status in enumerate(OUTCOMES)}
@@ -46,6 +49,7 @@ class SlotMetrics:
         memory = memoryview(mmap.mmap(-1, api_processes * _PROCESS_CELLS * _CELL))
         self._counts = memory.cast("Q")
         self._seconds = memory.cast("d")
+        self._counting: dict[int, list[int]] = {}
 
     def pen(self, api_process: int) -> "SlotPen":
         """What this HTTP process writes with; a restarted one goes on where its predecessor was killed."""
@@ -54,6 +58,8 @@ class SlotMetrics:
     def lines(self, names: Mapping[int, tuple[str, str]]) -> Iterator[str]:
         """Prometheus' text for these slots: slot -> model and version."""
         labelled = [(slot, f'model="{_escaped(model)}",version="{_escaped(v)}"') for slot, (model, v) in names.items()]
+        # A process that has not heard yet that a slot was dealt anew counts there for the version of before.
+        self._counting = {slot: self._processes_of(slot, name) for slot, name in names.items()}
         yield from self._outcome_lines(labelled)
         yield from self._stage_lines(labelled)
         yield from self._batch_lines(labelled)
@@ -97,12 +103,19 @@ class SlotMetrics:
             total += self._of(slot, start + index)
             yield f'switchyard_{name}_bucket{{{labels},le="{bound}"}} {total}'
         cell = slot * _SLOT_CELLS + start + len(bounds) + 1
-        seconds = sum(self._seconds[api * _PROCESS_CELLS + cell] for api in range(self._api_processes))
+        seconds = sum(self._seconds[api * _PROCESS_CELLS + cell] for api in self._counting[slot])
         yield f"switchyard_{name}_sum{{{labels}}} {seconds!r}"
         yield f"switchyard_{name}_count{{{labels}}} {total}"
 
     def _of(self, slot: int, cell: int) -> int:
-        return self._sum(slot * _SLOT_CELLS + cell)
+        place = slot * _SLOT_CELLS + cell
+        return sum(self._counts[api * _PROCESS_CELLS + place] for api in self._counting[slot])
+
+    def _processes_of(self, slot: int, name: tuple[str, str]) -> list[int]:
+        """HTTP processes whose counts in this slot are the version's; 0: nothing was dealt there yet."""
+        known = (0, _fingerprint(*name))
+        place = slot * _SLOT_CELLS + _OWNER
+        return [api for api in range(self._api_processes) if self._counts[api * _PROCESS_CELLS + place] in known]
 
     def _sum(self, cell: int) -> int:
         return sum(self._counts[api * _PROCESS_CELLS + cell] for api in range(self._api_processes))
@@ -142,10 +155,24 @@ class SlotPen:
         """One of EVENTS."""
         self._counts[self._start + SLOTS * _SLOT_CELLS + _EVENT_INDEX[event]] += count
 
+    def deal(self, names: Mapping[int, tuple[str, str]]) -> None:
+        """From now on these slots are for these versions; what this process counted there for others is cleared."""
+        for slot, name in names.items():
+            start = self._start + slot * _SLOT_CELLS
+            owner = _fingerprint(*name)
+            if self._counts[start + _OWNER] != owner:
+                self._counts[start : start + _OWNER] = memoryview(_CLEARED).cast("Q")
+                self._counts[start + _OWNER] = owner
+
     def forget_under_way(self) -> None:
         """A process that starts has nothing under way, whatever its predecessor had when it was killed."""
         for slot in range(SLOTS):
             self.under_way(slot, 0)
+
+
+def _fingerprint(model_id: str, version: str) -> int:
+    """A number for a version, never 0."""
+    return int.from_bytes(blake2b(f"{model_id}\0{version}".encode(), digest_size=8).digest()) | 1
 
 
 def _head(name: str, kind: str, text: str) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Models of any other kind, by MLflow's own generic interface: the one place of the data plane that imports MLflow."""
 
 import logging
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import numpy as np
 import pandas as pd
 
 from serving.contracts import ModelKind
+
+_INTEGERS = {"integer": np.int32, "long": np.int64}
 
 
 class PyfuncEngine:
@@ -21,11 +24,50 @@ class PyfuncEngine:
         """Raises whatever MLflow, or what it unpickles, raises."""
         self.classes: list[Any] = []
         self._model = _load(folder)
+        self._optional_integers = dict(_optional_integers(self._model.metadata.get_input_schema()))
 
     def predict(self, model_input: Any, params: dict[str, Any] | None) -> list[Any]:
-        """See Engine."""
-        rows = next(iter(model_input.values())) if isinstance(model_input, dict) else model_input
-        return rows_of(self._model.predict(model_input, params=params), len(rows))
+        """See Engine.
+
+        MLflow takes rows without an optional column of whole numbers, but none with a gap in it: so rows with a gap are
+        asked as rows without that column, apart from the others.
+        """
+        groups = self._by_gaps(model_input) if isinstance(model_input, pd.DataFrame) else None
+        if groups is None:
+            rows = next(iter(model_input.values())) if isinstance(model_input, dict) else model_input
+            return rows_of(self._model.predict(model_input, params=params), len(rows))
+        answers: list[Any] = [None] * len(model_input)
+        for places, table in groups:
+            for place, answer in zip(
+                places, rows_of(self._model.predict(table, params=params), len(table)), strict=True
+            ):
+                answers[place] = answer
+        return answers
+
+    def _by_gaps(self, table: pd.DataFrame) -> list[tuple[list[int], pd.DataFrame]] | None:
+        """Places of rows with gaps in the same columns, and those rows without these columns; None without any gap."""
+        gaps = table[[name for name in self._optional_integers if name in table]].isna()
+        if not gaps.to_numpy().any():
+            return None
+        groups: dict[tuple[bool, ...], list[int]] = {}
+        for place, missing in enumerate(gaps.itertuples(index=False, name=None)):
+            groups.setdefault(missing, []).append(place)
+        return [(places, self._without(table.iloc[places], gaps.columns, gone)) for gone, places in groups.items()]
+
+    def _without(self, rows: pd.DataFrame, names: Iterable[Any], gone: Iterable[bool]) -> pd.DataFrame:
+        pairs = list(zip(names, gone, strict=True))
+        there = {name: self._optional_integers[name] for name, is_gone in pairs if not is_gone}
+        return rows.drop(columns=[name for name, is_gone in pairs if is_gone]).reset_index(drop=True).astype(there)
+
+
+def _optional_integers(schema: Any) -> Iterator[tuple[Any, Any]]:
+    """Names and dtypes of the columns of whole numbers that rows may do without, by a model's schema of MLflow's."""
+    if schema is None or schema.is_tensor_spec() or not schema.has_input_names():
+        return
+    for column in schema.inputs:
+        kind = _INTEGERS.get(getattr(column.type, "name", ""))
+        if kind is not None and not column.required:
+            yield column.name, kind
 
 
 def load_raw(folder: Path) -> Any:

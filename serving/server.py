@@ -27,6 +27,7 @@ from serving.metrics import Metrics
 from serving.model_metrics import SlotMetrics
 from serving.settings import ServingSettings
 from serving.shipper import run_shipper
+from serving.spool import kept_source
 from serving.supervisor import SIGNALS, Charge, Supervisor
 from serving.worker import WorkerAPI, WorkerLoop, end_with_parent, join_our_log
 
@@ -92,6 +93,7 @@ class _Engine(litserve.LitServer):  # type: ignore[misc]  # LitServe has no type
             settings.drain_timeout,
             settings.resolved_artifact_folder,
             settings.replica_folder / "versions.json",
+            settings.load_timeout,
         )
         self._launch_api: Callable[[], BaseProcess]
         super().__init__(
@@ -148,18 +150,20 @@ class _Engine(litserve.LitServer):  # type: ignore[misc]  # LitServe has no type
             api_processes=settings.api_processes,
             memory_budget_mb=settings.memory_budget_mb,
             log_level=settings.log_level,
+            load_timeout=settings.load_timeout,
         )
         return _from_fork_server("agent", run_agent, options)
 
     def _start_shipper(self) -> BaseProcess:
         settings = self._settings
+        spool_folder = settings.replica_folder / "spool"
         return _from_fork_server(
             "shipper",
             run_shipper,
             settings.resolved_database_url,
             settings.database_timeout,
-            settings.replica_folder / "spool",
-            f"{socket.gethostname()}:{settings.data_plane_port}",
+            spool_folder,
+            kept_source(spool_folder, f"{socket.gethostname()}:{settings.data_plane_port}"),
             settings.log_level,
         )
 

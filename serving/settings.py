@@ -54,6 +54,12 @@ class ServingSettings(BaseSettings):
         ge=64,
         description="Memory in MB that one inference worker may use. Beyond it versions without traffic are unloaded, least recently used first.",
     )
+    load_timeout: float = Field(
+        120.0,
+        gt=0,
+        le=3600,
+        description="Seconds that loading and warming a version may take. Beyond it the version has failed, and the worker is replaced.",
+    )
     spool_max_bytes: int = Field(
         2 * 2**30,
         ge=2**20,

@@ -16,6 +16,8 @@ from serving.channel import Hello
 from serving.logs import configure_logging, logger
 
 _PR_SET_PDEATHSIG = 1
+_LOAD_GRACE = 5.0
+"""Seconds beyond a load's deadline that the worker has to give it up by itself, before it is killed."""
 
 log = logger(__name__)
 
@@ -59,8 +61,18 @@ class WorkerAPI(LitAPI):  # type: ignore[misc]  # LitServe has no types
 class WorkerLoop(LitLoop):  # type: ignore[misc]  # LitServe has no types
     """What LitServe runs in a worker. Pickled into it: it must hold plain values and shared memory only."""
 
-    def __init__(self, addresses: list[str], drain_timeout: float, artifact_folder: Path, versions_file: Path) -> None:
-        """`versions_file` lists what a worker loads before it can be reached; it need not exist."""
+    def __init__(
+        self,
+        addresses: list[str],
+        drain_timeout: float,
+        artifact_folder: Path,
+        versions_file: Path,
+        load_timeout: float = 120.0,
+    ) -> None:
+        """`versions_file` lists what a worker loads before it can be reached; it need not exist.
+
+        `load_timeout`: seconds that loading and warming a version may take.
+        """
         super().__init__()
         self._addresses = addresses
         self._drain_timeout = drain_timeout
@@ -68,29 +80,38 @@ class WorkerLoop(LitLoop):  # type: ignore[misc]  # LitServe has no types
         self._versions_file = versions_file
         self._generations = [0] * len(addresses)
         self._busy_until = multiprocessing.RawArray("d", len(addresses))
+        self._load_timeout = load_timeout
+        self._loading_until = multiprocessing.RawArray("d", len(addresses))
 
     def next_generation(self, worker: int) -> None:
         """Called in the parent, before each start of the worker."""
         self._generations[worker] += 1
-        self._busy_until[worker] = 0.0  # its predecessor may have been killed while it was busy
+        # Its predecessor may have been killed while it was busy.
+        self._busy_until[worker] = self._loading_until[worker] = 0.0
 
     def overdue(self, worker: int, now: float) -> bool:
-        """Whether the worker is inside a call of a model for longer than the model's timeout and some grace.
+        """Whether the worker is inside a call of a model, or a load, for longer than that may take and some grace.
 
-        For the parent: nothing in that worker can end such a call. `now`: monotonic clock, seconds.
+        For the parent: nothing in that worker can end it. `now`: monotonic clock, seconds.
         """
-        return bool(0.0 < self._busy_until[worker] < now)
+        busy, loading = self._busy_until[worker], self._loading_until[worker]
+        return bool(0.0 < busy < now or 0.0 < loading < now - _LOAD_GRACE)
 
     def __call__(self, _lit_api: LitAPI, _device: str, worker_id: int, *_litserves_queues: Any) -> None:
         """The worker's life, from here to the end of its process."""
         # Our parent for the kernel is the fork server. Without it nobody would learn how a worker ended.
         end_with_parent(os.getppid())
         # Only here: HTTP processes and parent, which import this module too, need no model's libraries.
+        from serving.load_journal import LoadJournal, LoadWatch, journal_file
         from serving.worker_process import Worker
 
         def set_busy_until(moment: float) -> None:
             self._busy_until[worker_id] = moment
 
+        def set_loading_until(moment: float) -> None:
+            self._loading_until[worker_id] = moment
+
+        journal = LoadJournal(journal_file(self._versions_file.parent, worker_id))
         Worker(
             self._addresses[worker_id],
             Hello(os.getpid(), worker_id, self._generations[worker_id]),
@@ -98,4 +119,5 @@ class WorkerLoop(LitLoop):  # type: ignore[misc]  # LitServe has no types
             artifact_folder=self._artifact_folder,
             versions_file=self._versions_file,
             set_busy_until=set_busy_until,
+            load_watch=LoadWatch(self._load_timeout, journal, set_loading_until),
         ).run()

@@ -16,9 +16,10 @@ import orjson
 from serving.artifacts import ArtifactStore
 from serving.batch_runner import Reply, refuse_expired, refuse_unknown, run_batch
 from serving.batching import Batch, BatchQueue, Waiting
-from serving.channel import Frame, Hello, Kind, Question, pack, split_key, version_key
+from serving.channel import Frame, Hello, Kind, Question, listen_at, pack, split_key, version_key
 from serving.errors import BrokenChannel
 from serving.holdings import Holdings, Report
+from serving.load_journal import LoadWatch
 from serving.loader import ModelLoader
 from serving.logs import logger
 from serving.peer import Peer
@@ -45,6 +46,7 @@ class Worker:
         artifact_folder: Path,
         versions_file: Path,
         set_busy_until: Callable[[float], None],
+        load_watch: LoadWatch,
     ) -> None:
         """`set_busy_until`: tell the parent until when a call may take, monotonic seconds; 0 when it is over."""
         self._address = address
@@ -53,14 +55,16 @@ class Worker:
         self._versions_file = versions_file
         self._set_busy_until = set_busy_until
         self._selector = selectors.DefaultSelector()
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener: socket.socket
         self._peers: set[Peer] = set()
+        self._parked: dict[Peer, list[Waiting[Peer]]] = {}
+        """What choked peers have asked: nothing is computed for them while they do not take their answers."""
         self._fork_server = os.getppid()
         self._parent_gone = False
         self._told_to_end = False
         self._ends_by: float | None = None
         self._wakeup = self._watch_wakeup()
-        self._holdings = Holdings(ModelLoader(ArtifactStore(artifact_folder)), self._wake)
+        self._holdings = Holdings(ModelLoader(ArtifactStore(artifact_folder)), self._wake, load_watch)
         self._queue: BatchQueue[Peer] = BatchQueue(lambda key: self._holdings.batch_size(split_key(key)[0]))
 
     def run(self) -> None:
@@ -75,10 +79,15 @@ class Worker:
         while not self._finished():
             for key, events in self._selector.select(self._patience()):
                 key.data(events)
+            if self._parked:
+                self._look_after_parked()
             self._holdings.settle(lambda: self._send_to_all(self._holds()))
+            if not self._told_to_end and self._holdings.give_up_overdue():
+                self._end()
             if self._told_to_end and self._ends_by is None:
                 self._begin_drain()
             self._answer_batch()
+        self._holdings.close()
 
     def _finished(self) -> bool:
         return self._ends_by is not None and (not self._peers or time.monotonic() >= self._ends_by)
@@ -86,7 +95,12 @@ class Worker:
     def _patience(self) -> float | None:
         if self._queue:
             return 0.0
-        return None if self._ends_by is None else max(0.0, self._ends_by - time.monotonic())
+        due = [each for each in (self._ends_by, self._load_deadline()) if each is not None]
+        due += [peer.given_up_at for peer in self._parked]
+        return max(0.0, min(due) - time.monotonic()) if due else None
+
+    def _load_deadline(self) -> float | None:
+        return None if self._told_to_end else self._holdings.deadline
 
     def _answer_batch(self) -> None:
         batch = self._queue.next_batch(time.monotonic())
@@ -111,6 +125,17 @@ class Worker:
             frames.setdefault(peer, []).append(frame)
         for peer, some in frames.items():
             self._send(peer, b"".join(some))
+
+    def _look_after_parked(self) -> None:
+        """Go on with those who take their answers again, and give up those who have taken nothing for long."""
+        now = time.monotonic()
+        for peer in [each for each in self._parked if not each.choked or now >= each.given_up_at]:
+            if peer.choked:
+                log.warning("connection to an HTTP process closed", reason="it does not read its answers")
+                self._drop(peer)
+            else:
+                for request in self._parked.pop(peer):
+                    self._queue.add(request)
 
     def _receive(self, peer: Peer) -> None:
         frames = peer.receive()
@@ -151,6 +176,8 @@ class Worker:
     def _send(self, peer: Peer, data: bytes) -> None:
         if peer in self._peers:
             self._attempt(peer, lambda: peer.send(data))
+        if peer.choked and peer in self._peers and peer not in self._parked:
+            self._parked[peer] = self._queue.take_out(peer)
 
     def _watch_signals(self) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides the order
@@ -185,12 +212,7 @@ class Worker:
         self._selector.register(parent.sentinel, selectors.EVENT_READ, parent_gone)
 
     def _listen(self) -> None:
-        # Binding a name of our own and moving it over the final one takes the address from a predecessor without a gap.
-        own_name = Path(f"{self._address}.{os.getpid()}")
-        self._listener.bind(str(own_name))
-        self._listener.listen(64)
-        self._listener.setblocking(False)
-        own_name.rename(self._address)
+        self._listener = listen_at(self._address)
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
 
     def _accept(self, _events: int) -> None:
@@ -228,7 +250,8 @@ class Worker:
         if peer not in self._peers:
             return
         self._peers.remove(peer)
-        self._queue.forget(peer)
+        self._queue.take_out(peer)
+        self._parked.pop(peer, None)
         self._selector.unregister(peer.connection)
         peer.connection.close()
 

@@ -4,6 +4,7 @@ import logging
 import multiprocessing
 import os
 import shutil
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -150,3 +151,19 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowSe
     with running(command, log=folder / "server.log", environment=environment):
         wait_until(lambda: answers(f"{server.uri}/health"), "MLflow to answer", 120)
         yield server
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Every file and folder that this process really has written to the disk by `fsync`, in order."""
+    if sys.platform != "linux":
+        pytest.skip("only Linux tells which file a descriptor is of")
+    paths: list[Path] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        paths.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return paths

@@ -21,7 +21,7 @@ import mlflow.sklearn
 import numpy as np
 import pandas as pd
 from mlflow.models import ModelSignature, infer_signature
-from mlflow.types import ParamSchema, ParamSpec
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
@@ -289,6 +289,36 @@ def _pyfunc_params(folder: Path) -> Made:
     return features, signature, ModelKind.GENERIC
 
 
+def optional_signature(*names: str) -> ModelSignature:
+    """Of these columns, in this order: x, and perhaps a truth value b and a whole number n."""
+    kinds = {"x": "double", "b": "boolean", "n": "long"}
+    return ModelSignature(inputs=Schema([ColSpec(kinds[name], name, required=name == "x") for name in names]))
+
+
+def _pyfunc_optional(folder: Path) -> Made:
+    class Counts(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+        def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> list[str]:
+            columns = ",".join(f"{name}:{model_input[name].dtype}" for name in model_input.columns)
+            return [f"{x:g} {columns}" for x in model_input["x"]]
+
+    signature = optional_signature("x", "n")
+    _save_pyfunc(folder, Counts(), signature)
+    return pd.DataFrame({"x": [1.0, 2.0], "n": [3, 4]}), signature, ModelKind.GENERIC
+
+
+def _lgbm_optional(folder: Path) -> Made:
+    """Its signature has the columns in another order, so it is given DataFrames."""
+    random = np.random.default_rng(3)
+    features = pd.DataFrame({"x": random.normal(size=300), "b": random.random(300) < 0.5})
+    model = lightgbm.LGBMClassifier(n_estimators=5, verbosity=-1, n_jobs=1)
+    model.fit(features, (features["x"] > 0) ^ features["b"])
+    signature = optional_signature("b", "x")
+    mlflow.lightgbm.save_model(
+        model, str(folder), signature=signature, serialization_format="cloudpickle", pip_requirements=["lightgbm"]
+    )
+    return features[["b", "x"]], signature, ModelKind.CLASSIFIER
+
+
 def _tensor(folder: Path) -> Made:
     features, target = _tumours()
     values = features.to_numpy().astype(np.float32)[:, :8]
@@ -379,6 +409,30 @@ def _unpickling_exits(folder: Path) -> Made:
     return _with_pickle(folder, pickle.dumps(_Call(exec, "raise SystemExit(0)")))
 
 
+def _unpickling_hangs(folder: Path) -> Made:
+    return _with_pickle(folder, pickle.dumps(_Call(time.sleep, 3600)))
+
+
+def _unpickling_hangs_all(folder: Path) -> Made:
+    """No other thread of the process goes on meanwhile: this search never lets go of the interpreter."""
+    return _with_pickle(folder, pickle.dumps(_Call(exec, "import re; re.match('(a+)+$', 'a' * 64 + 'b')")))
+
+
+def _unpickling_eats(folder: Path) -> Made:
+    """Takes 20 MB more every 20 ms, up to 4 GB, and then as long as a hang."""
+    eat = "import time; eaten = []\nfor _ in range(200): eaten.append(bytearray(b'x') * 20_000_000); time.sleep(0.02)\n"
+    return _with_pickle(folder, pickle.dumps(_Call(exec, eat + "time.sleep(3600)")))
+
+
+def deadly_beside(trigger: Path, folder: Path) -> ZooModel:
+    """Ends its process when it is loaded while the file `trigger` is there; else it is as good as any."""
+    sample, _, kind = _unsigned(folder)
+    whole = (folder / "model.pkl").read_bytes()
+    fuse = f"__import__('os')._exit(9) if __import__('os').path.exists({str(trigger)!r}) else __import__('pickle').loads({whole!r})"
+    (folder / "model.pkl").write_bytes(pickle.dumps(_Call(eval, fuse)))
+    return ZooModel("deadly", folder, sample, None, kind)
+
+
 def _missing_package(folder: Path) -> Made:
     made = _with_pickle(folder, b"cno_such_package.models\nThing\n.")
     (folder / "requirements.txt").write_text("mlflow==3.17.2\nno-such-package==1.2.3\n")
@@ -406,12 +460,17 @@ _MAKERS: dict[str, Callable[[Path], Made]] = {
     "tensor": _tensor,
     "unsigned": _unsigned,
     "raises": _raises,
+    "pyfunc-optional": _pyfunc_optional,
+    "lgbm-optional": _lgbm_optional,
     "kills": _kills,
     "sleeps": _sleeps,
     "shrinks": _shrinks,
     "unpickling-raises": _unpickling_raises,
     "unpickling-kills": _unpickling_kills,
     "unpickling-exits": _unpickling_exits,
+    "unpickling-hangs": _unpickling_hangs,
+    "unpickling-hangs-all": _unpickling_hangs_all,
+    "unpickling-eats": _unpickling_eats,
     "missing-package": _missing_package,
 }
 

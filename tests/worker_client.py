@@ -3,6 +3,7 @@
 import multiprocessing
 import socket
 import time
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,17 +23,20 @@ GUARD = 30.0
 class RunningWorker:
     """One worker, from a fork server as in service; `end()` leaves nothing behind."""
 
-    def __init__(self, folder: Path, store: ArtifactStore, *, drain_timeout: float = 5.0) -> None:
+    def __init__(
+        self, folder: Path, store: ArtifactStore, *, drain_timeout: float = 5.0, load_timeout: float = 60.0
+    ) -> None:
         self.address = str(folder / "w")
         self.versions_file = folder / "versions.json"
-        self.loop = WorkerLoop([self.address], drain_timeout, store.root, self.versions_file)
+        self.loop = WorkerLoop([self.address], drain_timeout, store.root, self.versions_file, load_timeout)
         self.process: BaseProcess | None = None
         self._clients: list[Client] = []
 
-    def start(self) -> "RunningWorker":
-        """Start it, once what it should load first stands in the file."""
+    def start(self, life: Callable[[WorkerLoop], None] | None = None) -> "RunningWorker":
+        """Start it, once what it should load first stands in the file. `life`: what the process does with its loop."""
         self.loop.next_generation(0)
-        self.process = multiprocessing.get_context("forkserver").Process(target=self.loop, args=(None, "cpu", 0))
+        arguments = (None, "cpu", 0) if life is None else (self.loop,)
+        self.process = multiprocessing.get_context("forkserver").Process(target=life or self.loop, args=arguments)
         self.process.start()
         return self
 
@@ -95,15 +99,27 @@ class Client:
 
     def control(self, **order: Any) -> dict[str, Any]:
         """What came of an order."""
+        return self.report(self.order(**order))
+
+    def order(self, **order: Any) -> int:
+        """Give an order; its number."""
         self._ids += 1
         self.send(pack(Kind.CONTROL, self._ids, orjson.dumps(order)))
-        report: dict[str, Any] = orjson.loads(self.take(Kind.REPORT, self._ids).payload)
+        return self._ids
+
+    def report(self, number: int) -> dict[str, Any]:
+        """What came of the order of this number."""
+        report: dict[str, Any] = orjson.loads(self.take(Kind.REPORT, number).payload)
         return report
 
     def load(self, model_id: str, version: str, digest: str, **more: Any) -> dict[str, Any]:
         """Have a version loaded."""
+        return self.report(self.ordered(model_id, version, digest, **more))
+
+    def ordered(self, model_id: str, version: str, digest: str, **more: Any) -> int:
+        """Order a version to be loaded; the order's number."""
         how = {"batch_size": 64, "timeout": 30.0, "warmup_requests": 2, **more}
-        return self.control(op="load", model_id=model_id, version=version, digest=digest, **how)
+        return self.order(op="load", model_id=model_id, version=version, digest=digest, **how)
 
     def question(self, model_id: str, version: str, rows: Any, *, seconds: float = GUARD, solo: bool = False) -> bytes:
         """The frame of a question; its id is one more than the one before."""
@@ -123,6 +139,10 @@ class Client:
         """One question, and what comes back."""
         self.send(self.question(model_id, version, rows, **more))
         return self.replies(1)[0]
+
+    def readable(self) -> int:
+        """Bytes that have come and were not read."""
+        return len(self._socket.recv(2**20, socket.MSG_PEEK))
 
     def replies(self, count: int) -> list[Reply]:
         """What came back to the last so many questions, in their order."""

@@ -9,6 +9,8 @@ import orjson
 
 from serving.agent.route_table import Table
 from serving.desired import NOTHING_DESIRED, DesiredState, Key
+from serving.folders import sync_folder
+from serving.load_journal import journal_file, read_left_out
 from serving.logs import logger
 from serving.routing import RoutingTable
 
@@ -19,6 +21,7 @@ class ReplicaFiles:
     """The files of one data plane that let it start when nothing else is there."""
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._table = folder / "table.json"
         self._versions = folder / "versions.json"
 
@@ -52,6 +55,11 @@ class ReplicaFiles:
             log.warning("the kept list of versions cannot be read", file=str(self._versions), reason=repr(problem)[:300])  # fmt: skip
             return {}
 
+    def read_left_out(self, worker: int) -> dict[Key, str]:
+        """Digests of what this worker left out when it started, since its predecessors ended while they loaded it."""
+        marks = read_left_out(journal_file(self._folder, worker))
+        return {(mark.model_id, mark.version): mark.digest for mark in marks}
+
     def keep_proven(self, versions: Sequence[Mapping[str, Any]]) -> bool:
         """What a worker that starts loads. False when the disk does not take it."""
         return _write(self._versions, {"versions": list(versions)})
@@ -67,16 +75,8 @@ def _write(file: Path, content: Mapping[str, Any]) -> bool:
             written.flush()
             os.fsync(written.fileno())
         beside.replace(file)
-        _sync_folder(file.parent)
+        sync_folder(file.parent)
     except OSError as problem:
         log.error("cannot keep a file that a restart would need", file=str(file), reason=problem.strerror)  # noqa: TRY400
         return False
     return True
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

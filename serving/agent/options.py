@@ -19,3 +19,4 @@ class AgentOptions:
     api_processes: int
     memory_budget_mb: int  # of each worker
     log_level: str
+    load_timeout: float = 120.0  # seconds

@@ -48,7 +48,7 @@ class Agent:
     """Make and run it inside the running event loop."""
 
     def __init__(self, options: AgentOptions) -> None:
-        files = ReplicaFiles(options.replica_folder)
+        self._files = files = ReplicaFiles(options.replica_folder)
         desired, slots = files.read_table()
         self._standing = Standing(len(options.worker_addresses), files.read_proven())
         self._standing.follow(desired, None, time.monotonic())
@@ -58,7 +58,9 @@ class Agent:
         self._tables = TableServer(options.agent_address, options.api_processes)
         self._publisher = Publisher(self._standing, self._tables, files, slots, options.artifact_folder)
         self._workers = Workers(options.worker_addresses, self._worker_changed)
-        self._orders = Orders(self._standing, self._workers, options.memory_budget_mb, self._something.set)
+        self._orders = Orders(
+            self._standing, self._workers, options.memory_budget_mb, options.load_timeout, self._something.set
+        )
         self._database = DatabaseLink(options.database_url, options.database_timeout)
         self._reports = Reports(self._database, self._standing, self._workers, self._tables, options)
 
@@ -107,6 +109,7 @@ class Agent:
             self._standing.worker_gone(worker)
         elif line.held is not None:
             self._standing.worker_holds(worker, line.held, loading=line.at)
+            self._standing.doubt(self._files.read_left_out(worker))
         self._something.set()
 
     async def _end(self, loops: list[asyncio.Task[None]]) -> None:

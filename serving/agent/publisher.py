@@ -45,7 +45,8 @@ class Publisher:
             return  # it is not known what should be served, which is another thing than nothing
         self._known = known_versions(desired, self._standing.held, self._known)
         configs = {name: self._config(name) for name in desired.models}
-        table = build_table(desired, self._known, self._slots.of(self._known), configs)
+        slots = self._slots.of(self._known)
+        table = build_table(desired, self._known, slots, configs, certain=self._standing.certain)
         if table != self._table:
             self._table = table
             self._tables.push(table)

@@ -14,6 +14,9 @@ UNWANTED_AFTER = 60.0
 """Seconds that a version neither routed nor asked for stays loaded: somebody may want it back."""
 RETRY_AFTER = 30.0
 """Seconds until a version that failed is tried again although nobody asks, where traffic is routed to it."""
+LONGEST_RETRY = 3600.0
+"""Seconds between two such attempts at the most, where each of them ends a process."""
+_PEAK_MB = 128.0
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Refusal:
     at: float  # monotonic clock, seconds
     wanted_at: float = 0.0
     worker: int | None = None  # where it failed
+    retry_after: float = RETRY_AFTER  # seconds
 
     def applies(self, wanted: WantedVersion) -> bool:
         """Whether it is still about what is wanted now."""
@@ -65,7 +69,7 @@ class Refusal:
 
     def stops_loading(self, wanted: WantedVersion, now: float) -> bool:
         """Whether the version must not be loaded now."""
-        due = self.cause is Cause.FAILED and wanted.routed and now - self.at >= RETRY_AFTER
+        due = self.cause is Cause.FAILED and wanted.routed and now - self.at >= self.retry_after
         return self.counts_for(wanted) and not due
 
     def asks_to_unload(self, wanted: WantedVersion) -> bool:
@@ -226,16 +230,27 @@ def _give_up(situation: Situation, worker: WorkerState, by_age: list[WantedVersi
     newest = by_age[-1]
     without_others = worker.rss_mb - sum(worker.loaded[each.key].memory_mb for each in by_age[:-1])
     if without_others > budget:
-        reason = (
-            f"with it a worker takes {without_others:.0f} MB, even when nothing else is loaded that could be given up; "
-            f"it may take {budget:.0f} MB (SWITCHYARD_MEMORY_BUDGET_MB)"
-        )
+        needs = min(worker.loaded[newest.key].memory_mb, without_others)
+        reason = too_large("it needs", needs, without_others - needs, budget)
         return {newest.key: _refusal(newest, Cause.TOO_LARGE, reason, situation.now)}
     reason = (
         f"unloaded because a worker took {worker.rss_mb:.0f} MB of {budget:.0f} MB (SWITCHYARD_MEMORY_BUDGET_MB) "
         "and other versions were wanted later"
     )
     return {by_age[0].key: _refusal(by_age[0], Cause.EVICTED, reason, situation.now)}
+
+
+def largest_while_loading(budget_mb: float) -> float:
+    """MB that a worker may take while it loads, when a model and what it is read from may be there side by side."""
+    return budget_mb + max(_PEAK_MB, budget_mb / 4)
+
+
+def too_large(it_needs: str, needs_mb: float, held_mb: float, budget_mb: float) -> str:
+    """Why a version is refused that takes a worker beyond its memory."""
+    return (
+        f"{it_needs} {needs_mb:.0f} MB beside {held_mb:.0f} MB that cannot be given up: {needs_mb + held_mb:.0f} MB, and "
+        f"a worker may take {budget_mb:.0f} MB (SWITCHYARD_MEMORY_BUDGET_MB)"
+    )
 
 
 def _refusal(wanted: WantedVersion, cause: Cause, reason: str, now: float) -> Refusal:

@@ -63,8 +63,10 @@ def build_table(
     versions: Mapping[Key, WantedVersion],
     slots: Mapping[Key, int],
     configs: Mapping[str, ModelServingConfig],
+    *,
+    certain: bool = True,
 ) -> Table:
-    """The table of these versions, ready to be written as JSON."""
+    """The table of these versions, ready to be written as JSON. `certain`: the database says so, not a snapshot of it."""
     models: dict[str, Any] = {
         model_id: {
             "revision": model.revision,
@@ -77,7 +79,7 @@ def build_table(
     for key in sorted(versions):
         entry = {"digest": versions[key].digest, "signature": versions[key].signature, "slot": slots[key]}
         models[key[0]]["versions"][key[1]] = entry
-    return {"generation": desired.generation, "models": models}
+    return {"generation": desired.generation, "certain": certain, "models": models}
 
 
 def main_version(routes: Collection[Route]) -> str | None:

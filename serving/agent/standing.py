@@ -2,10 +2,23 @@
 
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
-from serving.agent.reconcile import Cause, Load, Loaded, Proof, Refusal, Situation, WorkerState
+from serving.agent.reconcile import (
+    LONGEST_RETRY,
+    RETRY_AFTER,
+    Cause,
+    Load,
+    Loaded,
+    Proof,
+    Refusal,
+    Situation,
+    WorkerState,
+    largest_while_loading,
+    too_large,
+)
+from serving.agent.version_reports import attempt_done, ready_report, refusal_of, refused_report
 from serving.contracts import Held, ModelServingConfig
 from serving.desired import NOTHING_DESIRED, DesiredState, Key, VersionReport, WantedVersion
 
@@ -29,6 +42,7 @@ class Standing:
         self._loaded: dict[int, dict[Key, Loaded]] = {}
         self._ready: dict[Key, VersionReport] = {}
         self._losses: Counter[tuple[Key, int, int]] = Counter()
+        self._endings: Counter[tuple[Key, str]] = Counter()
         self._unwanted_since: dict[Key, float] = {}
 
     @property
@@ -64,11 +78,11 @@ class Standing:
             report = reported.get(key)
             if report is not None and report.facts.get("digest") != wanted.digest:
                 report = None
-            self._set_attempt(wanted, _attempt_done(wanted, report))
+            self._set_attempt(wanted, attempt_done(wanted, report))
             if report is not None and report.state == "ready":
                 self._ready[key] = report
             elif report is not None and report.state in ("failed", "evicted"):
-                self._refusals[key] = _refusal_of(wanted, report, now)
+                self._refusals[key] = refusal_of(wanted, report, now)
 
     def _set_attempt(self, wanted: WantedVersion, attempt: int) -> None:
         proof = self._proofs.get(wanted.key)
@@ -120,16 +134,56 @@ class Standing:
         refusal = self._refusals.get(load.key)
         if refusal is not None and refusal.worker in (None, load.worker):
             del self._refusals[load.key]
+            self._endings.pop((load.key, load.digest), None)
         self._forget_losses(load)
         self._note_ready()
 
-    def load_failed(self, load: Load, reason: str, now: float) -> None:
-        """A worker could not load it: nobody tries again until somebody asks anew."""
+    def load_failed(
+        self, load: Load, reason: str, now: float, *, cause: Cause = Cause.FAILED, ended: bool = False
+    ) -> None:
+        """A worker could not load it: nobody tries again until somebody asks anew.
+
+        `ended`: it made the worker's process end. Then no other worker loads it before the spare has proven it anew.
+        """
         where = "" if load.worker == self.spare else f"in worker {load.worker}: "
+        wanted = self.desired.versions.get(load.key)
         self._refusals[load.key] = Refusal(
-            load.digest, load.asked, Cause.FAILED, where + reason, now, worker=load.worker
-        )
+            load.digest, load.asked, cause, where + reason, now, wanted.wanted_at if wanted else 0.0, load.worker,
+            self._retry_after(load) if ended else RETRY_AFTER,
+        )  # fmt: skip
+        if ended and load.worker == self.spare:
+            self._proofs.pop(load.key, None)
         self._forget_losses(load)
+
+    def _retry_after(self, load: Load) -> float:
+        self._endings[load.key, load.digest] += 1
+        return min(LONGEST_RETRY, RETRY_AFTER * 2.0 ** (self._endings[load.key, load.digest] - 1))
+
+    def doubt(self, left_out: Mapping[Key, str]) -> None:
+        """A worker leaves these digests out at its start, as processes ended of them: the spare proves them anew first."""
+        for key, digest in left_out.items():
+            proof, held = self._proofs.get(key), self._loaded.get(self.spare, {}).get(key)
+            if proof is not None and proof.digest == digest and (held is None or held.digest != digest):
+                del self._proofs[key]
+
+    def why_too_large(self, load: Load, before_mb: float, rss_mb: float, budget_mb: float) -> str | None:
+        """Why a load must be cut off that has brought its worker from `before_mb` to `rss_mb`; None where it need not.
+
+        Never that of a routed or pinned version, which is loaded whatever it takes.
+        """
+        wanted = self.desired.versions.get(load.key)
+        if wanted is None or wanted.protected or not self.certain:
+            return None
+        others = [each for key, each in self._loaded.get(load.worker, {}).items() if not self._is_protected(key)]
+        spared = sum(each.memory_mb for each in others)
+        if rss_mb - spared <= largest_while_loading(budget_mb):
+            return None
+        held = max(0.0, before_mb - spared)
+        return too_large("loading it takes at least", rss_mb - spared - held, held, budget_mb)
+
+    def _is_protected(self, key: Key) -> bool:
+        wanted = self.desired.versions.get(key)
+        return wanted is not None and wanted.protected
 
     def load_lost(self, load: Load, now: float) -> bool:
         """The worker's process ended meanwhile. False when that is taken for a failure of the version."""
@@ -137,7 +191,7 @@ class Standing:
         self._losses[count] += 1
         if self._losses[count] < _LOSSES:
             return True
-        self.load_failed(load, ENDED_WHILE_LOADING, now)
+        self.load_failed(load, ENDED_WHILE_LOADING, now, ended=True)
         return False
 
     def _forget_losses(self, load: Load) -> None:
@@ -212,7 +266,7 @@ class Standing:
         stays = ready is not None and ready.attempt >= wanted.attempt and ready.facts["digest"] == wanted.digest
         refusal = self._refusals.get(wanted.key)
         if refusal is not None and refusal.counts_for(wanted):
-            report = _refused(wanted, refusal)
+            report = refused_report(wanted, refusal)
         # A worker that restarts comes back complete: until then the others do, and nothing has to be proven anew.
         elif ready is not None and stays and any(worker != self.spare for worker in self._holders(wanted)):
             return ready
@@ -230,7 +284,8 @@ class Standing:
         for wanted in self.desired.versions.values():
             holders = self._holders(wanted)
             if len(holders) == self._workers:
-                self._ready[wanted.key] = self._ready_report(wanted, holders)
+                held = {worker: self._held[worker][wanted.key] for worker in holders}
+                self._ready[wanted.key] = ready_report(wanted, held, self.spare)
 
     def _holders(self, wanted: WantedVersion) -> list[int]:
         return [worker for worker in sorted(self._loaded) if self._has(worker, wanted)]
@@ -238,38 +293,3 @@ class Standing:
     def _has(self, worker: int, wanted: WantedVersion) -> bool:
         loaded = self._loaded[worker].get(wanted.key)
         return loaded is not None and loaded.digest == wanted.digest and loaded.attempt >= wanted.attempt
-
-    def _ready_report(self, wanted: WantedVersion, holders: list[int]) -> VersionReport:
-        held = {worker: self._held[worker][wanted.key] for worker in holders}
-        facts: dict[str, Any] = asdict(held[self.spare])
-        facts["kind"] = str(facts["kind"])
-        facts["workers"] = [
-            {
-                "worker": worker,
-                "spare": worker == self.spare,
-                "load_seconds": each.load_seconds,
-                "warmup_seconds": each.warmup_seconds,
-                "memory_mb": each.memory_mb,
-            }
-            for worker, each in held.items()
-        ]
-        return VersionReport("ready", wanted.attempt, None, facts)
-
-
-def _attempt_done(wanted: WantedVersion, report: VersionReport | None) -> int:
-    """The attempt that what is held now was loaded for, as far as the last report tells."""
-    if report is None:
-        return wanted.attempt
-    return report.attempt if report.state == "ready" else report.attempt - 1
-
-
-def _refused(wanted: WantedVersion, refusal: Refusal) -> VersionReport:
-    state = "evicted" if refusal.cause is Cause.EVICTED else "failed"
-    facts = {"digest": wanted.digest, "cause": str(refusal.cause), "wanted_at": refusal.wanted_at}
-    return VersionReport(state, wanted.attempt, refusal.reason, facts)
-
-
-def _refusal_of(wanted: WantedVersion, report: VersionReport, now: float) -> Refusal:
-    cause = Cause(report.facts.get("cause", Cause.FAILED))
-    wanted_at = report.facts.get("wanted_at", wanted.wanted_at)
-    return Refusal(wanted.digest, report.attempt, cause, report.reason or "", now, wanted_at)

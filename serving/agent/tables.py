@@ -1,15 +1,12 @@
 """The agent's side towards the HTTP processes: each gets every table, and says when it counts."""
 
 import asyncio
-import os
-import socket
-from pathlib import Path
 from typing import cast
 
 import orjson
 
 from serving.agent.route_table import Table
-from serving.channel import Decoder, Kind, pack
+from serving.channel import Decoder, Kind, listen_at, pack
 from serving.errors import BrokenChannel
 from serving.logs import logger
 
@@ -40,10 +37,8 @@ class TableServer:
 
     async def start(self) -> None:
         """Take the address, from a predecessor too if one is still there."""
-        own_name = f"{self._address}.{os.getpid()}"
-        listener = _bind(own_name)
+        listener = listen_at(self._address)
         self._server = await asyncio.get_running_loop().create_unix_server(lambda: _Peer(self), sock=listener)
-        Path(own_name).rename(self._address)  # noqa: ASYNC240  # within one folder, and once
 
     def push(self, table: Table) -> None:
         """From now on this is the table."""
@@ -117,10 +112,3 @@ class _Peer(asyncio.Protocol):
         """Let go."""
         if self._transport is not None:
             self._transport.close()
-
-
-def _bind(name: str) -> socket.socket:
-    Path(name).unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(name)
-    return listener

@@ -2,7 +2,10 @@
 
 import asyncio
 import itertools
+import os
+import signal
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, cast
 
 import orjson
@@ -83,6 +86,12 @@ class WorkerLine(asyncio.Protocol):
             return float(psutil.Process(self.hello.pid).memory_info().rss / 2**20)
         except psutil.Error:
             return None
+
+    def kill(self) -> None:
+        """End the worker's process, which does not do so by itself. Whoever supervises it starts another one."""
+        if self.hello is not None and not self.lost:  # while it is connected its number is nobody else's
+            with suppress(ProcessLookupError):
+                os.kill(self.hello.pid, signal.SIGKILL)
 
     def close(self) -> None:
         """Let go of the worker."""

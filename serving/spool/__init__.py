@@ -2,6 +2,7 @@
 
 from serving.spool.files import StreamFolder
 from serving.spool.frames import Frame, framed, read_frames
+from serving.spool.source import kept_source
 from serving.spool.state import SpoolState, spool_state, streams
 from serving.spool.writer import PAYLOADS, PREDICTIONS, Spool, SpoolWriter
 
@@ -14,6 +15,7 @@ __all__ = [
     "SpoolWriter",
     "StreamFolder",
     "framed",
+    "kept_source",
     "read_frames",
     "spool_state",
     "streams",

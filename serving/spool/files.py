@@ -9,6 +9,8 @@ from pathlib import Path
 from struct import Struct
 from struct import error as StructError  # noqa: N812  # it is a class
 
+from serving.folders import make_folder, sync_folder
+
 _IDENTITY = "identity"
 _SHIPPED = "shipped"
 _DROPPED = "dropped"
@@ -66,7 +68,7 @@ class StreamFolder:
 
     def prepare(self) -> None:
         """Make folder and name for a writer. Raises OSError."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         for left in self.path.glob(f"{_OPENING}*"):
             with contextlib.suppress(OSError):
                 if time.time() - left.stat().st_mtime > _ABANDONED_AFTER:
@@ -90,11 +92,7 @@ class StreamFolder:
 
     def sync(self) -> None:
         """Have the names of new segments survive a power cut. Raises OSError."""
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(self.path)
 
     def note_shipped(self, segment: int, offset: int) -> None:
         """How far the stream is in the database: a note for `spool_state`, the truth is in the database itself."""

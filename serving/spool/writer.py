@@ -1,6 +1,7 @@
 """Writing the two streams of one HTTP process, within a bound of bytes."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import threading
@@ -18,6 +19,7 @@ _SEGMENT_BYTES = 8 << 20
 _SEGMENTS_AT_LEAST = 8
 _SYNC_SECONDS = 1.0
 _REOPEN_SECONDS = 0.1
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 class SpoolWriter:
@@ -30,6 +32,8 @@ class SpoolWriter:
         self.folder = folder
         self.records_in: dict[int, int] = {}
         """Records of each segment that this process has written."""
+        self.lacks_room = False
+        """Whether the last `append` failed for want of room on the disk, and of nothing else."""
         self._segment_bytes = segment_bytes
         self._make_room = make_room
         self._descriptor: int | None = None
@@ -37,9 +41,11 @@ class SpoolWriter:
         self._position = 0
         self._retry_at = 0.0
         self._finished: list[int] = []
+        self._new_name = False
 
     def append(self, body: bytes, records: int) -> bool:
         """Write a frame with so many records. False when it could not be written; nothing of it is left then."""
+        self.lacks_room = False
         descriptor = self._open_one()
         if descriptor is None:
             return False
@@ -47,9 +53,11 @@ class SpoolWriter:
         size = len(frame[0]) + len(body)
         try:
             written = os.writev(descriptor, frame)
-        except OSError:
+        except OSError as problem:
             written = 0
+            self.lacks_room = problem.errno in _NO_ROOM
         if written != size:
+            self.lacks_room = self.lacks_room or written > 0  # it took a part, and then no more
             self._take_back(descriptor)
             return False
         self._position += size
@@ -58,6 +66,10 @@ class SpoolWriter:
             self._finish()
         return True
 
+    def retry_now(self) -> None:
+        """Try again at once with the next `append`: what was missing may be there."""
+        self._retry_at = 0.0
+
     @property
     def number(self) -> int:
         """Of the segment that is being written; 0 before the first."""
@@ -65,6 +77,10 @@ class SpoolWriter:
 
     def sync(self) -> None:
         """Have everything written so far survive a power cut. From one thread only, which may be another one."""
+        if self._new_name:
+            self._new_name = False
+            with contextlib.suppress(OSError):
+                self.folder.sync()
         # Only here descriptors are closed, so that none is closed while it is being synced.
         while self._finished:
             descriptor = self._finished.pop(0)
@@ -87,9 +103,11 @@ class SpoolWriter:
                 self.folder.prepare()
                 self._number, self._descriptor = self.folder.open_segment()
                 self._position = 0
+                self._new_name = True
                 there = set(self.folder.segments())
                 self.records_in = {number: count for number, count in self.records_in.items() if number in there}
-            except OSError:
+            except OSError as problem:
+                self.lacks_room = problem.errno in _NO_ROOM
                 self._retry_at = time.monotonic() + _REOPEN_SECONDS
         return self._descriptor
 
@@ -136,11 +154,17 @@ class Spool:
         self._on_dropped(stream, records)
 
     def sacrifice_payloads(self) -> bool:
-        """Drop the oldest segment of payloads, so that predictions may find room on a full disk."""
+        """Drop the oldest segment of payloads, so that predictions which found no room on the disk may find some.
+
+        False where there is none, and where room is not what predictions lack.
+        """
+        if not self.predictions.lacks_room:
+            return False
         oldest = next(self._old_segments(self.payloads), None)
         if oldest is None:
             return False
         self._drop_segment(self.payloads, oldest)
+        self.predictions.retry_now()
         return True
 
     def close(self) -> None:

@@ -390,6 +390,30 @@ def test_a_version_that_ends_the_spare_twice_has_failed(house: House, database: 
     play(scenario())
 
 
+def test_a_version_that_hangs_the_spare_has_failed_at_once(house: House, database: Database) -> None:
+    """It would hold up every load behind it twice, or reach the workers that serve."""
+
+    async def scenario() -> None:
+        reason = "loading it took longer than 120 s"
+
+        def hang(order: dict[str, Any]) -> dict[str, Any] | None:
+            if order["version"] == "1":
+                return {"ok": False, "reason": reason, "ended": True}
+            return house.spare.load(order)
+
+        house.spare.script = hang
+        async with house.open(), house.agent():
+            want(database, "1")
+            want(database, "2")
+            row = await until(is_said(database, "1", "failed"), "the hanging one refused")
+            assert row.reason == reason
+            await until(is_said(database, "2", "ready"), "the other one ready")
+            assert house.spare.loads().count(("flights", "1")) == 1
+            assert all(("flights", "1") not in worker.loads() for worker in house.workers[:SPARE])
+
+    play(scenario())
+
+
 def test_a_revision_counts_once_every_http_process_has_applied_it(tmp_path: Path, database: Database) -> None:
     """A bake would begin while one process still sends its requests to the old version."""
     house = House(tmp_path, _url(database), api_processes=2)
@@ -483,7 +507,7 @@ def test_a_start_without_database_serves_the_snapshot(tmp_path: Path, house: Hou
         before = house.https[0].tables[-1]
         async with blind.open(), blind.agent():
             await until(lambda: blind.https[0].tables, "a table at once")
-            assert blind.https[0].tables[0] == before
+            assert blind.https[0].tables[0] == {**before, "certain": False}
             await until(lambda: all(("flights", "1") in each.holds for each in blind.workers) or None, "held by all")
             assert ("flights", "1") not in blind.workers[0].loads()
             assert not [order for each in blind.workers for order in each.told if order["op"] == "unload"]
@@ -679,8 +703,9 @@ def test_a_killed_agent_goes_on_where_it_was(house: House, database: Database) -
             with _started(house.options):
                 await until(lambda: (replica(database) or beaten).started_at > beaten.started_at, "a heartbeat")
                 await house.https[0].connect(house.options.agent_address)
-                await until(lambda: house.https[0].tables[-1] is not table, "a table")
-                assert house.https[0].tables[-1] == table
+                tables = house.https[0].tables
+                await until(lambda: tables[-1] is not table and tables[-1]["certain"], "a table")
+                assert tables[-1] == table
                 assert [len(worker.loads()) for worker in house.workers] == [2, 2, 2]
                 after = said(database, "1")
                 assert before is not None

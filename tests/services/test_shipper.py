@@ -24,7 +24,7 @@ from serving.recorder import PredictionRecord
 from serving.shipper import Shipper, run_shipper
 from serving.shipper.durability import Durability
 from serving.shipper.kinds import Predictions
-from serving.spool import SpoolWriter, StreamFolder, framed, read_frames, spool_state
+from serving.spool import SpoolWriter, StreamFolder, framed, kept_source, read_frames, spool_state
 from serving.store import Database, open_database
 from serving.store.predictions import read_payloads
 from serving.store.rollups import RESOLUTIONS
@@ -123,6 +123,17 @@ def test_reading_the_same_again_changes_nothing(database: Database, tmp_path: Pa
     assert counted(database) == all_say(requests=41, rows=121)
     assert query(database, "SELECT count(*) FROM prediction") == [(121,)]
     assert losses(database) == (0, 0, 40)
+
+
+def test_a_renaming_of_the_host_ships_nothing_twice(database: Database, tmp_path: Path) -> None:
+    """Each restart of a container, which gets a name of its own, would store the payloads that wait once more."""
+    for host, count in (("old:8000", 7), ("new:8000", 5)):
+        record_all(tmp_path / "api-0", [a_request() for _ in range(count)], [a_payload() for _ in range(count)])
+        Shipper(database, tmp_path, kept_source(tmp_path, host)).drain(30)
+    assert counted(database) == all_say(requests=12, rows=12)
+    assert query(database, "SELECT sum(n) FROM payload_chunk") == [(12,)]
+    assert losses(database) == (0, 0, 0)
+    assert query(database, "SELECT count(*) FROM spool_position") == [(2,)]
 
 
 def test_of_two_shippers_on_one_spool_one_stores(database: Database, database_url: str, tmp_path: Path) -> None:

@@ -218,3 +218,13 @@ def test_a_repaired_folder_still_belongs_to_everybody_who_kept_it(store: Artifac
     store.put(same, "first")
     store.verify(kept.digest)
     assert not store.is_only_of(kept.digest, "first")
+
+
+def test_names_are_on_the_disk_before_anybody_is_told(store: ArtifactStore, synced: list[Path]) -> None:
+    """After a power cut a version that was recorded as kept would be gone, and with it the way back."""
+    kept = store.put(fill, owner="ours")
+    home = kept.folder.parent
+    assert store.root / "incoming" in {path.parent for path in synced}  # content and manifest, under their first name
+    assert {"content", "data"} <= {path.name for path in synced}
+    assert [synced[-1], synced[-2], synced[-3]] == [home, home / "owners", home.parent]
+    assert store.root in synced  # where the first artifact of all made the folder sha256

@@ -95,9 +95,9 @@ def test_who_left_is_forgotten() -> None:
     queue: BatchQueue[str] = BatchQueue(lambda key: 8)
     for place, sender in enumerate(["one", "other", "one", "one"]):
         queue.add(waiting(question(KEYS[place % 2]), place, sender))
-    queue.forget("one")
+    queue.take_out("one")
     assert [[each.id for each in batch.requests] for batch in batches(queue)] == [[1]]
-    queue.forget("nobody")
+    queue.take_out("nobody")
     assert not queue
 
 

@@ -1,7 +1,10 @@
 """Frames between HTTP processes and workers."""
 
+import socket
 import stat
 import struct
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.channel import Decoder, Frame, Hello, Kind, SocketFolder, pack
+from serving.channel import Decoder, Frame, Hello, Kind, SocketFolder, listen_at, pack
 from serving.errors import BrokenChannel, SocketFolderUnusable
 
 FRAMES = st.lists(
@@ -121,3 +124,22 @@ def test_no_room_anywhere_is_said_clearly(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("t" * 100)))
     with pytest.raises(SocketFolderUnusable, match="SWITCHYARD_DATA_FOLDER"):
         SocketFolder(tmp_path / ("d" * 100), 8000)
+
+
+def test_names_that_killed_processes_left_beside_an_address_go(tmp_path: Path) -> None:
+    """Each kill at the wrong moment would leave a socket behind, until the whole data plane is started anew."""
+    with subprocess.Popen([sys.executable, "-c", "pass"]) as gone, subprocess.Popen(["sleep", "60"]) as alive:
+        gone.wait()
+        try:
+            for pid in (gone.pid, alive.pid):
+                (tmp_path / f"worker-8000-1.{pid}").touch()
+            (tmp_path / f"worker-8000-11.{gone.pid}").touch()  # another worker's
+            with listen_at(str(tmp_path / "worker-8000-1")) as listener:
+                left = {each.name for each in tmp_path.iterdir()}
+                with socket.socket(socket.AF_UNIX) as client:
+                    client.connect(str(tmp_path / "worker-8000-1"))
+                    listener.setblocking(True)
+                    listener.accept()[0].close()
+        finally:
+            alive.kill()
+    assert left == {"worker-8000-1", f"worker-8000-1.{alive.pid}", f"worker-8000-11.{gone.pid}"}

@@ -401,4 +401,32 @@ def test_all_faults_of_the_zoo_are_tried_somewhere() -> None:
     assert set(NAMES) - set(SERVABLE) == {
         "raises", "kills", "sleeps", "shrinks",
         "unpickling-raises", "unpickling-kills", "unpickling-exits", "missing-package",
+        "unpickling-hangs", "unpickling-hangs-all", "unpickling-eats",
+        "pyfunc-optional", "lgbm-optional",  # good ones, which MLflow refuses to ask with gaps
     }  # fmt: skip
+
+
+def test_a_null_in_an_optional_whole_number_is_a_row_without_it(zoo: Zoo, store: ArtifactStore) -> None:
+    """MLflow refuses such a table as a whole, and the client would be told that the model is broken."""
+    model = zoo.get("pyfunc-optional")
+    loaded = load(store, model)
+    body = orjson.dumps([[1.0, 3], [2.0, None], [4.0, 5]])
+    (piece,) = loaded.predict(Encoding.JSON, [body], [3], b"").pieces
+    assert orjson.loads(piece.body) == ["1 x:float64,n:int64", "2 x:float64", "4 x:float64,n:int64"]
+    direct = mlflow.pyfunc.load_model(str(model.folder))
+    assert orjson.loads(piece.body)[1:2] == direct.predict(pd.DataFrame({"x": [2.0]}))
+    floats = np.array([[1.0, np.nan], [2.0, np.nan]])
+    (piece,) = loaded.predict(Encoding.FLOATS, [floats.tobytes()], [2], b"").pieces
+    assert orjson.loads(piece.body) == ["1 x:float64", "2 x:float64"]
+
+
+def test_lightgbm_takes_gaps_among_truth_values(zoo: Zoo, store: ArtifactStore) -> None:
+    """A model that was trained with gaps could not be asked with one, and its error would count against it."""
+    model = zoo.get("lgbm-optional")
+    loaded = load(store, model)
+    assert loaded.held.reason.startswith("DataFrames")
+    rows = np.array([[np.nan, 0.5], [1.0, 0.5]])
+    (piece,) = loaded.predict(Encoding.FLOATS, [rows.tobytes()], [2], b"").pieces
+    raw = mlflow.pyfunc.load_model(str(model.folder)).get_raw_model()
+    expected = raw.predict_proba(pd.DataFrame(rows, columns=["b", "x"]))
+    assert np.allclose(np.frombuffer(piece.body).reshape(2, 3)[:, 1:], expected)

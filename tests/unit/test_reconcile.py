@@ -291,6 +291,65 @@ def test_one_lost_spare_is_bad_luck_two_in_a_row_are_a_verdict() -> None:
     assert house.standing.reports()[KEYS[0]].reason == ENDED_WHILE_LOADING
 
 
+def test_what_ended_the_spare_reaches_no_other_worker_though_it_was_proven_once() -> None:
+    """A version that hangs since the last change of a library would take one worker after the other down."""
+    house = House()
+    house.want(wanted(KEYS[0], routed=True))
+    house.settle()
+    house.want(wanted(KEYS[0], routed=True, attempt=2))
+    (load,) = decide(house.standing.situation(set(), {}, {}, 1e6, 0)).loads
+    house.standing.load_failed(load, "loading it took longer than 120 s", 0, ended=True)
+    house.holds = {worker: {} for worker in range(WORKERS)}  # and now all of them are started again
+    for worker in range(WORKERS):
+        house.restart(worker)
+    house.loads.clear()
+    house.settle()
+    assert house.loads == []
+    house.now += RETRY_AFTER
+    loads = decide(house.standing.situation(set(), {}, {}, 1e6, house.now)).loads
+    assert [each.worker for each in loads] == [SPARE]
+    house.standing.load_failed(loads[0], "loading it took longer than 120 s", house.now, ended=True)
+    house.now += RETRY_AFTER + 1
+    assert decide(house.standing.situation(set(), {}, {}, 1e6, house.now)).loads == []  # ever more seldom
+    house.now += RETRY_AFTER
+    house.settle()
+    assert house.standing.reports()[KEYS[0]].state == "ready"
+
+
+def test_what_a_worker_left_out_at_its_start_is_proven_anew_by_the_spare_first() -> None:
+    """A version that ends processes would be ordered once more in each worker that has learned to do without it."""
+    house = House()
+    house.want(wanted(KEYS[0], routed=True))
+    house.settle()
+    for worker in range(WORKERS):
+        house.standing.worker_gone(worker)
+        house.holds[worker] = {}
+        house.say(worker)
+        house.standing.doubt({KEYS[0]: DIGESTS[0]})
+    assert house.standing.proven() == []
+    assert [each.worker for each in house.turn().loads] == [SPARE]
+    house.standing.doubt({KEYS[0]: DIGESTS[0]})  # the others have not loaded it yet
+    house.settle()
+    assert house.standing.reports()[KEYS[0]].state == "ready"
+
+
+def test_a_load_is_cut_off_only_where_giving_up_others_would_not_do() -> None:
+    """The kernel would choose what to kill; or a candidate be refused for memory that nobody needs any more."""
+    routed, old, new = KEYS[:3]
+    house = House(budget_mb=1000, sizes={routed: 300, old: 500})
+    house.want(wanted(routed, routed=True), wanted(old, wanted_at=1))
+    house.settle()
+    house.want(wanted(routed, routed=True), wanted(old, wanted_at=1), wanted(new, wanted_at=2))
+    load = Load(SPARE, new, DIGESTS[0], 1, 1)
+    why = house.standing.why_too_large
+    assert why(load, 900, 1700, 1000) is None  # 1200 without the old one, and while loading there is some room
+    assert why(load, 900, 1900, 1000) == (
+        "loading it takes at least 1000 MB beside 400 MB that cannot be given up: 1400 MB, and a worker may take 1000 MB "
+        "(SWITCHYARD_MEMORY_BUDGET_MB)"
+    )
+    assert why(replace(load, key=routed), 900, 1900, 1000) is None
+
+
 def test_least_recently_wanted_goes_first_and_what_cannot_fit_is_refused() -> None:
     """Memory would run full, and the kernel would choose which process to kill."""
     old, new, huge = KEYS[:3]

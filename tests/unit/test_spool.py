@@ -1,8 +1,11 @@
 """The spool: what was written can be read, whatever happened to the files, and never takes more room than allowed."""
 
+import errno
 import os
 import resource
+import shutil
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -10,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.ids import PredictionIds
-from serving.spool import Frame, Spool, SpoolWriter, StreamFolder, framed, read_frames, spool_state
+from serving.spool import Frame, Spool, SpoolWriter, StreamFolder, framed, kept_source, read_frames, spool_state
 from serving.spool.frames import find_frames
 
 encode = msgspec.msgpack.encode
@@ -178,6 +181,7 @@ def test_records_of_an_earlier_process_are_counted_when_they_go(tmp_path: Path) 
     ended(later)
     dropped: list[tuple[str, int]] = []
     spool = Spool(tmp_path, 1 << 20, lambda *each: dropped.append(each))
+    spool.predictions.lacks_room = True
     assert spool.sacrifice_payloads()
     spool.close()
     assert dropped == [("payloads", 60)]
@@ -200,6 +204,79 @@ def test_a_full_disk_costs_what_did_not_fit_and_nothing_before(tmp_path: Path) -
     found = read_frames(path, 0)
     assert [msgspec.msgpack.decode(frame.body) for frame in found.frames] == [[f"{k:096d}"] for k in range(18)]
     assert (found.end, found.torn) == (path.stat().st_size, 0)
+
+
+def payload_segments(folder: Path, count: int) -> None:
+    """As an earlier process left them."""
+    writer = a_writer(folder / "payloads", segment_bytes=1)
+    write(writer, *(str(each) for each in range(count)))
+    ended(writer)
+
+
+def test_payloads_stay_where_room_is_not_what_predictions_lack(tmp_path: Path) -> None:
+    """A wrong owner of one folder would cost all features that wait in the other."""
+    payload_segments(tmp_path, 5)
+    (tmp_path / "predictions").write_text("in the way")
+    spool = Spool(tmp_path, 1 << 20, lambda *_: None)
+    for _ in range(3):
+        assert not spool.predictions.append(encode(["x"]), 1)
+        assert not spool.sacrifice_payloads()
+    assert len(spool.payloads.folder.segments()) == 5
+    spool.close()
+
+
+@pytest.mark.parametrize("call", ["open", "writev"])
+@pytest.mark.parametrize("kind", [errno.ENOSPC, errno.EDQUOT])
+def test_on_a_full_disk_one_segment_of_payloads_makes_room_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, kind: int
+) -> None:
+    """Predictions would be lost although there was something to give up; or all of it would go in one moment."""
+    payload_segments(tmp_path, 5)
+    spool = Spool(tmp_path, 1 << 20, lambda *_: None)
+    real = getattr(os, call)
+
+    def full(*given: Any) -> Any:
+        wanted = call == "writev" or "opening" in str(given[0])
+        if wanted and len(spool.payloads.folder.segments()) == 5:
+            raise OSError(kind, os.strerror(kind))
+        return real(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, full)
+        assert not spool.predictions.append(encode(["x"]), 1)
+        assert spool.sacrifice_payloads()
+        assert spool.predictions.append(encode(["x"]), 1)
+        assert not spool.sacrifice_payloads()
+    assert len(spool.payloads.folder.segments()) == 4
+    spool.close()
+
+
+def test_names_of_segments_are_on_the_disk_too(tmp_path: Path, synced: list[Path]) -> None:
+    """A power cut would take a whole segment of predictions whose every byte had been written."""
+    writer = a_writer(tmp_path / "api-0" / "predictions")
+    write(writer, "a")
+    assert {tmp_path, tmp_path / "api-0"} <= set(synced)
+    synced.clear()
+    writer.sync()
+    assert tmp_path / "api-0" / "predictions" in synced
+    synced.clear()
+    write(writer, "b")
+    writer.sync()
+    assert synced == []  # once for each segment
+    ended(writer)
+
+
+def test_a_spool_keeps_its_name_through_a_renaming_of_the_host_and_a_copy_does_not(tmp_path: Path) -> None:
+    """What waits would be shipped again under the new name, or a copy's predictions be taken for shipped."""
+    spool = tmp_path / "spool"
+    assert kept_source(spool, "old-host:8000") == "old-host:8000"
+    assert kept_source(spool, "new-host:8000") == "old-host:8000"
+    shutil.copytree(spool, tmp_path / "copy")
+    assert kept_source(tmp_path / "copy", "other-host:8000") == "other-host:8000"
+    (spool / "source.json").write_text("{")
+    assert kept_source(spool, "new-host:8000") == "new-host:8000"
+    (tmp_path / "file").touch()
+    assert kept_source(tmp_path / "file" / "spool", "a:1") == "a:1"
 
 
 def test_state_says_how_long_the_oldest_waits(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Real workers over their real sockets: what they hold, what they answer, and how they end."""
 
+import contextlib
 import os
 import selectors
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,13 +14,15 @@ from typing import Any
 import numpy as np
 import orjson
 import pandas as pd
+import psutil
 import pytest
 
+import serving.peer
 from serving.artifacts import ArtifactStore
 from serving.channel import Kind, Question, pack, version_key
 from serving.contracts import Encoding
-from serving.errors import BrokenChannel
-from serving.peer import Peer
+from serving.peer import GIVEN_UP_AFTER, Peer
+from serving.worker import WorkerLoop
 from tests.models import PILL, Zoo, registered
 from tests.processes import wait_until
 from tests.worker_client import GUARD, Client, RunningWorker
@@ -360,24 +364,67 @@ def test_json_rows_are_answered_with_json(client: Client, digest: Digest) -> Non
     ]
 
 
-def test_a_peer_that_stops_reading_is_given_up_but_not_for_one_large_answer() -> None:
+def test_a_peer_that_stops_reading_is_not_read_either_until_it_has_caught_up() -> None:
     """A stuck HTTP process would fill the worker's memory; or a request of very many rows could not be answered."""
     ours, theirs = socket.socketpair()
     watched: list[int] = []
     peer = Peer(ours, watched.append)
     peer.send(bytes(20 * 2**20))
-    assert watched[-1] == selectors.EVENT_READ | selectors.EVENT_WRITE
-    with pytest.raises(BrokenChannel, match="does not read"):
-        peer.send(b"more")
+    assert peer.choked
+    assert watched[-1] == selectors.EVENT_WRITE
+    peer.send(b"more")  # nothing is lost
+    assert time.monotonic() < peer.given_up_at <= time.monotonic() + GIVEN_UP_AFTER
     theirs.settimeout(GUARD)
     received = 0
-    while received < 20 * 2**20:
+    while received < 20 * 2**20 + 4:
         peer.flush()
         received += len(theirs.recv(2**20))
     peer.flush()
     assert watched[-1] == selectors.EVENT_READ
     theirs.close()
     ours.close()
+
+
+def test_who_does_not_take_its_answers_loses_none_and_holds_up_nobody(
+    client: Client, worker: RunningWorker, zoo: Zoo, digest: Digest
+) -> None:
+    """An HTTP process that stands still for a second would lose all its requests, or take everybody's worker along."""
+    client.load("m", "1", digest("logistic"), batch_size=10_000)
+    other = worker.connect()
+    rows = np.repeat(zoo.get("logistic").sample.to_numpy()[:1], 50_000, axis=0)  # 1.2 MB of answers
+    questions = b"".join(client.question("m", "1", rows) for _ in range(30))
+    sender = threading.Thread(target=client.send, args=(questions,))  # it will not be taken at once
+    sender.start()
+    assert worker.process is not None
+    process = psutil.Process(worker.process.pid)
+    wait_until(
+        lambda: process.status() == psutil.STATUS_SLEEPING and client.readable() > 100_000, "answers unread", GUARD
+    )
+    for _ in range(20):
+        assert other.ask("m", "1", rows[:1]).failure is None
+    assert process.memory_info().rss < 2**30
+    assert all(reply.failure is None and len(reply.answers) == 50_000 for reply in client.replies(30))
+    sender.join(GUARD)
+
+
+def _impatiently(loop: WorkerLoop) -> None:
+    """A worker's life that gives up a peer which reads nothing after half a second."""
+    serving.peer.GIVEN_UP_AFTER = 0.5
+    loop(None, "cpu", 0)
+
+
+def test_who_takes_nothing_for_long_is_dropped_and_others_go_on(
+    worker: RunningWorker, zoo: Zoo, digest: Digest
+) -> None:
+    """A hung HTTP process would keep its answers in the worker's memory for ever."""
+    stuck = worker.start(_impatiently).connect()
+    other = worker.connect()
+    other.load("m", "1", digest("logistic"), batch_size=10_000)
+    rows = np.repeat(zoo.get("logistic").sample.to_numpy()[:1], 50_000, axis=0)
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        stuck.send(b"".join(stuck.question("m", "1", rows) for _ in range(30)))
+    assert stuck.closed()
+    assert other.ask("m", "1", rows[:1]).failure is None
 
 
 def test_a_frame_of_the_models_own_columns_needs_no_signature(client: Client, zoo: Zoo, digest: Digest) -> None:

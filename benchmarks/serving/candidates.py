@@ -46,6 +46,8 @@ class Candidate:
     prepare: Callable[[BenchModel, Path, int], Prepared]  # model, an empty folder, port -> how to start it
     ask: Callable[[BenchModel], tuple[Question, ...]]
     decode: Callable[[bytes], Said | None]  # None: it answers the same to everybody
+    # Path and what its body says, where one answer does not show that everything is loaded.
+    readiness: tuple[str, Callable[[bytes], bool]] | None = None
     versions: frozenset[int] = frozenset({1})  # that must have answered something
     models: tuple[str, ...] = ("logistic",)  # what it is compared on
     connections: tuple[int, ...] = (1, 32)

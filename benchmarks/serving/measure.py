@@ -82,8 +82,10 @@ def compare_answers(server: Running, model: BenchModel) -> None:
         WrongAnswers: and for which record; or a version that should have answered some has answered none.
     """
     seen = set()
-    for question, body in zip(server.target.questions, asyncio.run(_ask_all(server)), strict=True):
-        said = server.candidate.decode(body)
+    for question, answer in zip(server.target.questions, asyncio.run(_ask_all(server)), strict=True):
+        if answer.status_code != 200:
+            raise WrongAnswers(f"{server.candidate.title}: {answer.status_code} {answer.text[:200]}")
+        said = server.candidate.decode(answer.content)
         if said is None:
             continue
         seen.add(said.version)
@@ -132,7 +134,8 @@ def _wait_ready(server: Running) -> None:
                 raise NotStarted(f"{server.candidate.title} has ended: {server.last_words()}")
             with suppress(httpx.TransportError):
                 question = server.target.questions[0]
-                return client.post(_url(server, question), content=question.body).status_code == 200
+                answer = client.post(_url(server, question.path), content=question.body)
+                return answer.status_code == 200 and _says_ready(server, client)
             return False
 
         try:
@@ -141,22 +144,27 @@ def _wait_ready(server: Running) -> None:
             raise NotStarted(f"{problem}: {server.last_words()}") from problem
 
 
-async def _ask_all(server: Running) -> list[bytes]:
+def _says_ready(server: Running, client: httpx.Client) -> bool:
+    if server.candidate.readiness is None:
+        return True
+    path, is_ready = server.candidate.readiness
+    said = client.get(_url(server, path))
+    return said.status_code == 200 and is_ready(said.content)
+
+
+async def _ask_all(server: Running) -> list[httpx.Response]:
     gate = asyncio.Semaphore(_AT_ONCE)
     async with httpx.AsyncClient(headers=_JSON, timeout=30) as client:
 
-        async def ask(question: Question) -> bytes:
+        async def ask(question: Question) -> httpx.Response:
             async with gate:
-                answer = await client.post(_url(server, question), content=question.body)
-                if answer.status_code != 200:
-                    raise WrongAnswers(f"{server.candidate.title}: {answer.status_code} {answer.text[:200]}")
-                return answer.content
+                return await client.post(_url(server, question.path), content=question.body)
 
         return list(await asyncio.gather(*map(ask, server.target.questions)))
 
 
-def _url(server: Running, question: Question) -> str:
-    return f"http://127.0.0.1:{server.target.port}{question.path}"
+def _url(server: Running, path: str) -> str:
+    return f"http://127.0.0.1:{server.target.port}{path}"
 
 
 def cpu_seconds(server: Running) -> float:

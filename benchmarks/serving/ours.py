@@ -67,11 +67,18 @@ def switchyard(title: str = "Switchyard", shape: Shape | None = None) -> Candida
         prepare=prepare,
         ask=ask,
         decode=_decode,
+        readiness=("/health/ready", lambda body: _is_loaded(body, shape.models)),
         versions=frozenset(range(1, shape.versions + 1)),
         models=("logistic", "flights", "forest"),
         connections=(1, 32, 128),
         in_quick=True,
     )
+
+
+def _is_loaded(body: bytes, models: int) -> bool:
+    """Whether every routed version of so many models is held by a worker."""
+    said = json.loads(body)["models"]
+    return len(said) == models and all(each["ready"] for each in said)
 
 
 def _names(model: BenchModel, count: int) -> list[str]:

@@ -50,8 +50,7 @@ def figures(rate: float = 100.0, **fields: Any) -> Figures:
 def closed(model: str = "logistic", **rates: tuple[float, ...]) -> Closed:
     """Requests/s of each candidate at 32 connections and at one, by round."""
     found = Closed(model, model)
-    for name, rounds in rates.items():
-        name = name.replace("_", "-")
+    for name, rounds in {key.replace("_", "-"): value for key, value in rates.items()}.items():
         found.titles[name] = name
         for count in (1, 32):
             found.found[name, count] = {number: figures(rate) for number, rate in enumerate(rounds)}

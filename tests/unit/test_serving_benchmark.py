@@ -15,12 +15,14 @@ from typing import Any
 
 import pytest
 
+import serving
 from benchmarks.serving.candidates import OURS, Candidate, Prepared, Said
 from benchmarks.serving.closed import run_closed_loops
 from benchmarks.serving.environments import NotInstalled
 from benchmarks.serving.features import FULL, ONE_VERSION, THREE_MODELS, WITHOUT_THE_LOG
 from benchmarks.serving.field import EMPTY, LITSERVE, PEERS
 from benchmarks.serving.generator import Log, end_of_answer, header
+from benchmarks.serving.layers import _LAYER_OF, _PART_OF, HTTP, SHIPPER, WORKER, layers, parse
 from benchmarks.serving.load import OpenLoop, run_closed, run_open, summarise
 from benchmarks.serving.measure import Figures
 from benchmarks.serving.models import BenchModel, Version
@@ -341,3 +343,31 @@ class TestGenerator:
             port = target.port
         with pytest.raises(ChildProcessError):
             run_closed(Target(port, target.questions), 1, 0.1)
+
+
+class TestLayers:
+    """Samples of stacks."""
+
+    def test_a_library_counts_for_who_called_it(self) -> None:
+        """All time would be numpy's, or all would be the event loop's."""
+        lines = [
+            "process 7:python;run (/x/site-packages/uvicorn/server.py:61);answer (/app/serving/front.py:9);"
+            "encode (/app/serving/input_schema/schema.py:3);array (/x/site-packages/numpy/core.py:1) 5",
+            "run (/x/site-packages/uvicorn/server.py:61);new (/app/serving/front.py:9);go (/app/serving/new_idea.py:3) 2",
+            "work (/app/serving/worker_process.py:1);answer (/app/serving/engines.py:2);f (/x/site-packages/sklearn/a.py:3) 4",
+            "run (/app/serving/shipper/process.py:1);commit (/x/site-packages/sqlalchemy/a.py:3) 3",
+            "something else entirely",
+        ]
+        assert layers(parse(lines)) == {
+            (HTTP, "validation"): 5,
+            (HTTP, "serving/new_idea.py"): 2,
+            (WORKER, "model"): 4,
+            (SHIPPER, "all"): 3,
+        }
+
+    def test_the_map_names_files_that_exist(self) -> None:
+        """A file that was renamed would be counted for its caller, and nobody would know."""
+        root = Path(serving.__file__).parents[1]
+        named = [where for where, _ in (*_PART_OF, *(rule for rules in _LAYER_OF.values() for rule in rules))]
+        missing = [each for each in named if each.startswith("serving/") and not (root / each).exists()]
+        assert not missing

@@ -61,14 +61,16 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__)
     names = [each.name for each in _candidates()]
     parser.add_argument(
-        "--quick", action="store_true", help="about two minutes: one short round, the nearest peers only"
+        "--quick", action="store_true", help="some three minutes: one short round, the nearest peers only"
     )
     parser.add_argument(
         "--only", nargs="+", metavar="PART", help=f"parts, of {', '.join(PARTS)} (startup: none here); default: all"
     )
     parser.add_argument("--rounds", type=int, help="rounds in which every candidate takes a turn")
     parser.add_argument("--seconds", type=float, help="length of one closed loop")
-    parser.add_argument("--model", nargs="+", choices=list(MODELS), default=list(MODELS), help="default: all")
+    parser.add_argument(
+        "--model", nargs="+", choices=list(MODELS), help="default: all, or the first two in a quick run"
+    )
     parser.add_argument("--candidate", nargs="+", choices=names, help="in the closed loop; default: all")
     default = "wrk" if find_wrk() else "own"
     parser.add_argument("--generator", choices=["wrk", "own"], default=default, help="default here: %(default)s")
@@ -81,6 +83,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     given = {"rounds": options.rounds, "seconds": options.seconds}
     options.plan = dataclasses.replace(plan, **{name: value for name, value in given.items() if value})
     quick = [each.name for each in _candidates() if each.in_quick]
+    options.model = options.model or list(MODELS)[: 2 if options.quick else None]
     options.candidate = options.candidate or (quick if options.quick else names)
     options.only = options.only or PARTS
     return options
@@ -112,6 +115,7 @@ class _Run:
         self._say = say
         self._generator: Generator = run_wrk if options.generator == "wrk" else run_closed
         self._models = [MODELS[name] for name in options.model]
+        self._opened = self._models[:1] if options.quick else self._models
         self._chosen = [each for each in _candidates() if each.name in options.candidate]
         self._left_out = [each.title for each in _candidates() if each.name not in options.candidate]
         self.results = Results(options.generator, options.plan)
@@ -124,7 +128,7 @@ class _Run:
             self.results.closed[0].absent[", ".join(self._left_out)] = "left out of this run"
 
     def open(self) -> None:
-        for model in self._models:
+        for model in self._opened:
             self.results.open.append(run_open_loops(model(), self._plan, self._say))
 
     def overload(self) -> None:

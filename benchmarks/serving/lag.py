@@ -12,6 +12,8 @@ from serving.spool import SpoolState, spool_state
 
 GONE_BELOW = 1.0
 """Seconds: predictions younger than that wait for the next transaction, not because anything is late."""
+SMALL_BELOW = 4 * 2**20
+"""Bytes: payloads wait for each other for up to 5 s, so some always do."""
 
 _CONNECTIONS = 32
 _PATIENCE = 90.0
@@ -33,12 +35,17 @@ def run_lag(model: BenchModel, plan: Plan, generator: Generator, say: Say) -> La
     return Lag(saturated, behind.waiting_bytes, behind.oldest_seconds, half, gone, waited)
 
 
+def is_gone(state: SpoolState) -> bool:
+    """Whether nothing waits but what has just come, of predictions and of payloads."""
+    return state.oldest_seconds < GONE_BELOW and state.waiting_bytes < SMALL_BELOW
+
+
 def _catch_up(server: Running, rate: float) -> tuple[float | None, float]:
     began = time.monotonic()
     generation = Generation(server.target, _CONNECTIONS, _PATIENCE, OpenLoop(rate))
     try:
         while not generation.is_over:
-            if _state(server).oldest_seconds < GONE_BELOW:
+            if is_gone(_state(server)):
                 return time.monotonic() - began, time.monotonic() - began
             time.sleep(_POLL)
     finally:

@@ -61,6 +61,7 @@ _LAYER_OF = {
         ("serving/batch_runner.py", "encoding answers"),
         ("serving/batching.py", "batching"),
         ("serving/channel.py", "reading and writing frames"),
+        ("serving/peer.py", "reading and writing frames"),
         ("serving/worker_process.py", "reading and writing frames"),
     ),
 }

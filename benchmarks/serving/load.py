@@ -3,10 +3,12 @@
 import pickle
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import BinaryIO
 
 from benchmarks.serving.generator import Log, Order
 from benchmarks.serving.outcome import Load, Target, percentile
@@ -47,7 +49,7 @@ class Generation:
     @property
     def is_over(self) -> bool:
         """Whether all of them have ended."""
-        return all(each.poll() is not None for each in self._running)
+        return all(each.poll() is not None for each, _ in self._running)
 
     def load(self) -> Load:
         """What came of it.
@@ -55,21 +57,23 @@ class Generation:
         Raises:
             ChildProcessError: a generator broke off.
         """
-        return summarise([self._log(each) for each in self._running], self._seconds, self._rate)
+        return summarise([self._log(*each) for each in self._running], self._seconds, self._rate)
 
-    def _log(self, process: "subprocess.Popen[bytes]") -> Log:
-        said, _ = process.communicate(timeout=self._seconds + _GUARD)
+    def _log(self, process: "subprocess.Popen[bytes]", said: BinaryIO) -> Log:
+        process.communicate(timeout=self._seconds + _GUARD)
         if process.returncode:
             raise ChildProcessError(f"the load generator ended with status {process.returncode}")
-        log: Log = pickle.loads(said)
+        said.seek(0)
+        log: Log = pickle.load(said)
         return log
 
     def end(self) -> None:
-        """Kill what still runs."""
-        for each in self._running:
+        """Let go of them; kill what still runs."""
+        for each, said in self._running:
             if each.poll() is None:
                 each.kill()
-                each.communicate()
+            each.communicate()
+            said.close()
 
 
 def run_closed(target: Target, connections: int, seconds: float) -> Load:
@@ -89,17 +93,16 @@ def _run(generation: Generation) -> Load:
         generation.end()
 
 
-def _start(order: Order) -> "subprocess.Popen[bytes]":
+def _start(order: Order) -> tuple["subprocess.Popen[bytes]", BinaryIO]:
+    # Not into a pipe: nobody reads it while the load is on, and a full one would hold the generator up.
+    said = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `end`
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.serving.generate"],
-        cwd=_ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+        [sys.executable, "-m", "benchmarks.serving.generate"], cwd=_ROOT, stdin=subprocess.PIPE, stdout=said
     )
     assert process.stdin is not None
     process.stdin.write(pickle.dumps(order))
     process.stdin.flush()
-    return process
+    return process, said
 
 
 def summarise(logs: Sequence[Log], seconds: float, rate: float | None) -> Load:

@@ -99,7 +99,7 @@ class Lag:
     behind_bytes: int
     behind_seconds: float  # age of the oldest prediction that was not in the database when saturation ended
     half: float  # requests/s that arrived from then on
-    gone_after: float | None  # seconds until less than a second was left; None: not while it was waited for
+    gone_after: float | None  # seconds until only what had just come was left; None: not while it was waited for
     waited: float  # seconds
 
 

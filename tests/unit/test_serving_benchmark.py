@@ -22,8 +22,9 @@ from benchmarks.serving.environments import NotInstalled
 from benchmarks.serving.features import FULL, ONE_VERSION, THREE_MODELS, WITHOUT_THE_LOG
 from benchmarks.serving.field import EMPTY, LITSERVE, PEERS
 from benchmarks.serving.generator import Log, end_of_answer, header
+from benchmarks.serving.lag import is_gone
 from benchmarks.serving.layers import _LAYER_OF, _PART_OF, HTTP, SHIPPER, WORKER, layers, parse
-from benchmarks.serving.load import OpenLoop, run_closed, run_open, summarise
+from benchmarks.serving.load import Generation, OpenLoop, run_closed, run_open, summarise
 from benchmarks.serving.measure import Figures
 from benchmarks.serving.models import BenchModel, Version
 from benchmarks.serving.ours import Shape, switchyard
@@ -34,6 +35,8 @@ from benchmarks.serving.plot import draw
 from benchmarks.serving.report import section
 from benchmarks.serving.results import QUICK, Closed, Features, Idle, Lag, OpenLoops, Overload, Results
 from benchmarks.serving.targets import NOT_MEASURED, Verdict, verdicts
+from benchmarks.waiting import wait_for
+from serving.spool import SpoolState
 
 MODEL = BenchModel("tiny", "tiny", (Version(None, ((1.0,),)), Version(None, ((1.0,),))), ("x",), True, ({"x": 1.0},))
 
@@ -118,6 +121,12 @@ class TestPureParts:
         """An overload that eats the memory slowly would pass."""
         assert grows([float(each) for each in range(0, 3000, 100)])
         assert not grows([0.0, 256.0, 250.0, 256.0, 240.0, 256.0, 255.0, 250.0, 256.0])
+
+    def test_a_lag_of_payloads_is_a_lag(self) -> None:
+        """What requests carried could wait on disk for minutes, and the lag would be called gone."""
+        assert is_gone(SpoolState(waiting_bytes=2**20, oldest_seconds=0.2, dropped=0))
+        assert not is_gone(SpoolState(waiting_bytes=2**20, oldest_seconds=3.0, dropped=0))
+        assert not is_gone(SpoolState(waiting_bytes=64 * 2**20, oldest_seconds=0.2, dropped=0))
 
     def test_costs_are_within_an_alternation(self) -> None:
         """Noise between alternations would be taken for the cost of a feature."""
@@ -337,11 +346,23 @@ class TestGenerator:
         assert found.errors["429"] == found.retry_after["2"] > 5
         assert found.refused_p99 is not None
 
-    def test_a_lost_connection_is_an_error(self) -> None:
-        """A server that hangs up would have answered everything it was asked."""
+    def test_a_long_log_does_not_hold_the_generator_up(self) -> None:
+        """A measurement that somebody watches from outside would never end."""
+        with server() as target:
+            # What it notes of 4,000 requests is more than a pipe holds.
+            generation = Generation(target, 8, 1.0, OpenLoop(4_000.0))
+            try:
+                wait_for(lambda: generation.is_over, "the generator to end", 30)
+                found = generation.load()
+                assert found.answered_in_all + sum(found.errors.values()) > 3_500
+            finally:
+                generation.end()
+
+    def test_a_server_that_is_not_there_breaks_the_measurement_off(self) -> None:
+        """Nothing asked would be nothing failed."""
         with server() as target:
             port = target.port
-        with pytest.raises(ChildProcessError):
+        with pytest.raises(ChildProcessError, match="status 1"):
             run_closed(Target(port, target.questions), 1, 0.1)
 
 

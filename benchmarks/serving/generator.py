@@ -39,6 +39,7 @@ class Log:
     times: "array[float]" = field(default_factory=lambda: array("d"))  # of each answer with 200, in order of completion
     done: "array[float]" = field(default_factory=lambda: array("d"))  # when that was, since the beginning
     refused: "array[float]" = field(default_factory=lambda: array("d"))  # times of answers with 429
+    refused_sent: "array[float]" = field(default_factory=lambda: array("d"))  # the same since they were sent
     late: "array[float]" = field(
         default_factory=lambda: array("d")
     )  # of each request: how long after it was due we came to it
@@ -55,16 +56,16 @@ class Log:
 class _Connection:
     """One keep-alive connection with one request under way at a time."""
 
-    __slots__ = ("began", "busy", "received", "socket")
+    __slots__ = ("began", "busy", "received", "sent", "socket")
 
     def __init__(self, address: tuple[str, int]) -> None:
         self.socket = socket.create_connection(address)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.began, self.busy, self.received = 0.0, False, b""
+        self.began, self.sent, self.busy, self.received = 0.0, 0.0, False, b""
 
     def ask(self, request: bytes, began: float) -> None:
         """Send; `began` is when the time of this request began. It fits into the socket's buffer: nothing else is there."""
-        self.began, self.busy = began, True
+        self.began, self.sent, self.busy = began, time.perf_counter(), True
         self.socket.sendall(request)
 
     def answer(self) -> bytes | None:
@@ -177,6 +178,7 @@ class Generator:
         self._log.failed(status.decode())
         if status == b"429":
             self._log.refused.append(now - connection.began)
+            self._log.refused_sent.append(now - connection.sent)
             told = header(answer, b"retry-after") or "none"
             self._log.retry_after[told] = self._log.retry_after.get(told, 0) + 1
 

@@ -109,6 +109,7 @@ def summarise(logs: Sequence[Log], seconds: float, rate: float | None) -> Load:
     """What generators that ran side by side for `seconds` saw, as one."""
     times = sorted(each for log in logs for each in log.times)
     refused = sorted(each for log in logs for each in log.refused)
+    refused_sent = sorted(each for log in logs for each in log.refused_sent)
     late = sorted(each for log in logs for each in log.late)
     return Load(
         seconds=seconds,
@@ -122,6 +123,7 @@ def summarise(logs: Sequence[Log], seconds: float, rate: float | None) -> Load:
         offered=rate,
         held_back=sum(log.held_back for log in logs),
         refused_p99=percentile(refused, 99) if refused else None,
+        refused_sent_p99=percentile(refused_sent, 99) if refused_sent else None,
         retry_after=_added([log.retry_after for log in logs]),
         answered_in_all=len(times),
         thirds=_thirds(logs, seconds) if rate else (),

@@ -50,7 +50,8 @@ class Load:
     generator_late: float | None  # 99th percentile of how late the generator itself was; None: it does not say
     offered: float | None = None  # requests/s that were to arrive; None: as many as were answered
     held_back: int = 0  # requests that had to wait for a free connection; their time counts from when they were due
-    refused_p99: float | None = None  # of answers with 429
+    refused_p99: float | None = None  # of answers with 429, since they were due
+    refused_sent_p99: float | None = None  # the same since they were sent: without the wait for a connection
     retry_after: Mapping[str, int] = field(default_factory=dict)  # value of the header -> how many
     answered_in_all: int = 0  # with 200, also after those seconds; open loop only
     thirds: tuple[float, ...] = ()  # median time in the first, second and last third; open loop only

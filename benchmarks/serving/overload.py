@@ -26,6 +26,7 @@ _PATIENT_CLIENTS = 8
 _MOST_ATTEMPTS = 6
 _SAMPLE_SECONDS = 0.2
 _CROWD_SECONDS = 0.02
+_CROWD = 2.0
 _LONGEST_WAIT = 10
 _UNDER_WAY = re.compile(rb"^switchyard_requests_under_way\{[^}]*\} (\S+)$", re.MULTILINE)
 
@@ -145,11 +146,11 @@ def _ask(server: Running, question: Question) -> tuple[int, int]:
 
 
 def _crowd(server: Running, limit: int) -> tuple[int, int]:
-    """Half as many again as may be under way come at once; the refused wait as told and come again, at once too.
+    """Twice as many as may be under way come at once; the refused wait as told and come again, at once too.
 
     How many were refused, and how many of them were served on their return.
     """
-    first = _burst(server, 1.5 * limit / _CROWD_SECONDS)
+    first = _burst(server, _CROWD * limit / _CROWD_SECONDS)
     refused = first.errors.get("429", 0)
     if not refused:
         return 0, 0

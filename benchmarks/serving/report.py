@@ -136,7 +136,13 @@ def _overload_block(found: Overload) -> Block:
         ("p50, p95, p99 of those, ms", ", ".join(f"{each * 1e3:.1f}" for each in (load.p50, load.p95, load.p99))),
         ("p50 by thirds of the time, ms", ", ".join(f"{each * 1e3:.1f}" for each in load.thirds)),
         ("other statuses", ", ".join(f"{what}: {count}" for what, count in load.errors.items()) or "none"),
-        ("p99 until refused, ms", "-" if load.refused_p99 is None else f"{load.refused_p99 * 1e3:.1f}"),
+        (
+            "p99 until refused, since due and since sent, ms",
+            ", ".join(
+                "-" if each is None else f"{each * 1e3:.1f}" for each in (load.refused_p99, load.refused_sent_p99)
+            ),
+        ),
+        ("waited for one of 512 connections", f"{load.held_back:,}"),
         ("Retry-After of refusals", told or "-"),
         ("under way, by the metric: least, most, last", _spread(found.under_way)),
         ("generator late, p99 ms", f"{(load.generator_late or 0) * 1e3:.2f}"),
@@ -145,7 +151,7 @@ def _overload_block(found: Overload) -> Block:
             ", ".join(f"{count}: {times}" for count, times in tries.items()) + f"; gave up: {found.unserved}",
         ),
         (
-            "a crowd of half as many again as may be under way, afterwards",
+            "a crowd of twice as many as may be under way, afterwards",
             f"{found.crowd_refused} refused, {found.crowd_served} of them served on their first return",
         ),
     ]

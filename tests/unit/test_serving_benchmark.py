@@ -175,12 +175,20 @@ class TestTargets:
             ({"crowd_served": 99}, "waits as told"),
             ({"under_way": [1.0, 1.0, 10.0, 10.0, 90.0, 90.0]}, "queue"),
             ({"under_way": []}, "queue"),
+            ({"load": dataclasses.replace(OVERLOAD.load, thirds=(0.1, 0.3, 0.6))}, "queue"),
         ],
     )
     def test_each_side_of_an_overload_can_fail(self, change: dict[str, Any], what: str) -> None:
         """A check that cannot fail would hide what breaks under overload."""
         assert verdict(results(overload=OVERLOAD), what).met
         assert not verdict(results(overload=dataclasses.replace(OVERLOAD, **change)), what).met
+
+    def test_a_tail_does_not_pass_because_everything_is_slow(self) -> None:
+        """A server that cannot keep up at 75 % would have the best ratio of all."""
+        slow = OpenLoops("m", 100.0, {0.75: figures(p50=1.0, p99=1.1, answered_in_all=100, held_back=40)})
+        found = verdict(results(open=[slow]), "open loop")
+        assert found.met is False
+        assert "40% had to wait" in found.found
 
     def test_the_rest(self) -> None:
         """A tail, a lag, or an idle process that burns a core would pass unseen."""

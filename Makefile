@@ -30,7 +30,7 @@ check: $(VENV)/.dev ## format, lint, types, import contracts, then every test
 	$(BIN)/lint-imports
 	$(MAKE) --no-print-directory test
 
-bench: $(VENV)/.dev ## measure start-up, memory, and predictions beside peers; ARGS=--write puts them into docs/performance.md
+bench: $(VENV)/.dev ## measure start-up and predictions beside peers; ARGS=--quick in three minutes, ARGS=--write into docs/performance.md
 	$(BIN)/python -m benchmarks.startup $(ARGS)
 	$(BIN)/python -m benchmarks.serving $(ARGS)
 

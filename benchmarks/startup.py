@@ -55,7 +55,9 @@ class Start:
 def main(arguments: Sequence[str]) -> int:
     """Measure, print, perhaps write the page; the exit status."""
     options = _options(arguments)
-    runs = max(1, options.runs)
+    if options.only and "startup" not in options.only:
+        return 0  # one set of arguments for all benchmarks
+    runs = 1 if options.quick else max(1, options.runs)
     console = Console()
     with interruptible(), fresh_stack() as stack:
         starts: list[Start] = []
@@ -74,6 +76,8 @@ def main(arguments: Sequence[str]) -> int:
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.startup", description=__doc__)
     parser.add_argument("--runs", type=int, default=3, help="starts after the first one (default: 3)")
+    parser.add_argument("--quick", action="store_true", help="one start after the first one")
+    parser.add_argument("--only", nargs="+", metavar="PART", help="does nothing unless `startup` is among them")
     parser.add_argument("--write", action="store_true", help="write the figures into docs/performance.md")
     return parser.parse_args(arguments)
 

@@ -1,27 +1,31 @@
-"""Who takes part: how each is started, where it is asked, and how its answers read."""
+"""Who takes part: what a candidate is, and how its server is started for a measurement and ended after it."""
 
-import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import psutil
 
-from benchmarks.serving.house import House
-from benchmarks.serving.models import BenchModel, record_body
-from benchmarks.serving.outcome import Target
+from benchmarks.serving.models import BenchModel
+from benchmarks.serving.outcome import Question, Target
 from benchmarks.stack import free_ports
 
 OURS = "switchyard"
 
-_END_SECONDS = 20.0
-_PREPARED = Callable[[BenchModel, Path, int], "Prepared"]
+_ROOT = Path(__file__).resolve().parents[2]
+_END_SECONDS = 12.0
+
+
+class Said(NamedTuple):
+    """What an answer says: the version that it names (the first, where it names none), and its probabilities."""
+
+    version: int
+    probabilities: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Prepared:
 
     command: list[str]
     environment: Mapping[str, str] = field(default_factory=dict)
+    spool: Path | None = None  # where ours keeps what waits for the database
 
 
 @dataclass(frozen=True)
@@ -38,12 +43,16 @@ class Candidate:
 
     name: str
     title: str
-    prepare: _PREPARED  # model, an empty folder, port -> how to start it
-    path: str = "/predict"  # {model} is the model's name
-    encode: Callable[[dict[str, Any]], bytes] = record_body
-    decode: Callable[[bytes], tuple[float, ...] | None] = lambda body: _probabilities(json.loads(body))
-    # Connections of the closed loop besides the usual ones.
-    extra_connections: tuple[int, ...] = ()
+    prepare: Callable[[BenchModel, Path, int], Prepared]  # model, an empty folder, port -> how to start it
+    ask: Callable[[BenchModel], tuple[Question, ...]]
+    decode: Callable[[bytes], Said | None]  # None: it answers the same to everybody
+    # Path and what its body says, where one answer does not show that everything is loaded.
+    readiness: tuple[str, Callable[[bytes], bool]] | None = None
+    versions: frozenset[int] = frozenset({1})  # that must have answered something
+    models: tuple[str, ...] = ("logistic",)  # what it is compared on
+    connections: tuple[int, ...] = (1, 32)
+    is_ceiling: bool = False  # no model at all
+    in_quick: bool = False  # takes part in a short run
 
 
 @dataclass(frozen=True)
@@ -54,16 +63,28 @@ class Running:
     target: Target
     process: "subprocess.Popen[bytes]"
     log: Path
+    spool: Path | None
 
     def family(self) -> list[psutil.Process]:
-        """It and every process below it."""
-        root = psutil.Process(self.process.pid)
-        return [root, *root.children(recursive=True)]
+        """It and every process below it; none when it has ended."""
+        with suppress(psutil.NoSuchProcess):
+            root = psutil.Process(self.process.pid)
+            return [root, *root.children(recursive=True)]
+        return []
+
+    def last_words(self) -> str:
+        """The end of what it has printed, in one line."""
+        lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        return " / ".join(lines[-3:])[-400:]
 
 
 @contextmanager
 def running(candidate: Candidate, model: BenchModel) -> Iterator[Running]:
-    """The server, started for this model; nothing of it is left afterwards."""
+    """The server, started for this model; nothing of it is left afterwards.
+
+    Raises:
+        NotInstalled: its environment cannot be set up.
+    """
     with tempfile.TemporaryDirectory(prefix="switchyard-bench-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         (port,) = free_ports(1)
@@ -79,72 +100,21 @@ def running(candidate: Candidate, model: BenchModel) -> Iterator[Running]:
                 stderr=output,
                 start_new_session=True,
             )
-        bodies = tuple(candidate.encode(each) for each in model.records)
-        target = Target(port, candidate.path.format(model=model.name), bodies)
-        server = Running(candidate, target, process, log)
+        server = Running(candidate, Target(port, candidate.ask(model)), process, log, prepared.spool)
         try:
             yield server
         finally:
             _end(server)
 
 
-def switchyard(title: str = "Switchyard", **settings: Any) -> Candidate:
-    """Ours: the data plane as it is by default, with a database, validation, ids, metrics and the prediction log on."""
-
-    def prepare(model: BenchModel, folder: Path, port: int) -> Prepared:
-        house = House(folder)
-        house.keep(model.saved(folder), model.name, "1")
-        house.want(model.name, "1")
-        house.route(model.name, {"1": 1.0})
-        house.close()
-        given = {**house.settings, "data_plane_port": port, "log_level": "warning", **settings}
-        environment = {f"SWITCHYARD_{name.upper()}": str(value) for name, value in given.items()}
-        return Prepared([sys.executable, "-m", "serving"], environment)
-
-    return Candidate(
-        name=OURS,
-        title=title,
-        prepare=prepare,
-        path="/ml/models/{model}/predict",
-        decode=lambda body: _probabilities(json.loads(body)["predictions"][0]),
-        extra_connections=(128,),
-    )
-
-
-def peer(name: str, title: str, *, python: str = sys.executable, **fields: Any) -> Candidate:
-    """One of the files in `peers/`, run by this or another virtual environment's Python."""
-
-    def prepare(model: BenchModel, folder: Path, port: int) -> Prepared:
-        return Prepared([python, "-m", f"benchmarks.serving.peers.{name}", str(port), str(model.pickled(folder))])
-
-    return Candidate(name=name, title=title, prepare=prepare, **fields)
-
-
-CANDIDATES = (
-    switchyard(),
-    peer("litserve_stock", "LitServe, stock"),
-    peer("fastapi_sync", "FastAPI, def"),
-    peer("fastapi_async", "FastAPI, async def"),
-    peer("starlette_empty", "empty Starlette route (ceiling)", decode=lambda _: None),
-)
-
-
-def _probabilities(prediction: Mapping[str, Any]) -> tuple[float, ...]:
-    return tuple(prediction["probabilities"].values())
-
-
 def _environment(given: Mapping[str, str]) -> dict[str, str]:
     ours = {name: value for name, value in os.environ.items() if not name.startswith("SWITCHYARD_")}
-    root = str(Path(__file__).resolve().parents[2])
     # One thread for BLAS for everybody: with several, servers would be measured by how they fight over two cores.
-    return ours | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": root} | dict(given)
+    return ours | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(_ROOT)} | dict(given)
 
 
 def _end(server: Running) -> None:
-    try:
-        family = server.family()
-    except psutil.NoSuchProcess:
-        family = []
+    family = server.family()
     server.process.terminate()
     try:
         server.process.wait(_END_SECONDS)
@@ -152,7 +122,5 @@ def _end(server: Running) -> None:
         server.process.kill()
         server.process.wait()
     for each in family:
-        try:
+        with suppress(psutil.NoSuchProcess):  # psutil knows whether a pid has passed to somebody else
             each.kill()  # stock LitServe leaves its children behind
-        except psutil.NoSuchProcess:
-            continue

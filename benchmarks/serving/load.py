@@ -1,27 +1,20 @@
-"""A load generator on raw sockets: closed loop and open loop (Poisson), with an account of its own lateness.
+"""Load by our own generator: closed loop and open loop (Poisson), in processes of its own, with an account of its lateness."""
 
-Closed loop: each connection asks again as soon as it is answered, so a slow server is asked less. Open loop: requests
-arrive when they arrive; their time is counted from the moment they were due, also while no connection was free, so
-that a server that stops for a second is charged with all who came in that second.
-"""
-
-import asyncio
-import random
-import time
-from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
-from typing import cast
+from pathlib import Path
+from statistics import median
+from typing import BinaryIO
 
-import uvloop
+from benchmarks.serving.generator import Log, Order
+from benchmarks.serving.outcome import Load, Target, percentile
 
-from benchmarks.serving.outcome import Load, Target
-
-_TICK_SECONDS = 0.01
-_GIVE_UP_SECONDS = 10.0
-_BODY_AT = b"\r\n\r\n"
-_LENGTH = b"content-length:"
+_ROOT = Path(__file__).resolve().parents[2]
+_GUARD = 60.0
 
 
 @dataclass(frozen=True)
@@ -32,199 +25,121 @@ class OpenLoop:
     seed: int = 0
 
 
-def run_closed(target: Target, connections: int, seconds: float) -> Load:
-    """Ask on so many connections, each at once again, for so long."""
-    return _run(_closed(target, connections, seconds))
-
-
-def run_open(target: Target, connections: int, seconds: float, arrivals: OpenLoop) -> Load:
-    """Ask at a rate, on at most so many connections, for so long; then wait for what is under way."""
-    return _run(_open(target, connections, seconds, arrivals))
-
-
-def _run(work: Coroutine[None, None, Load]) -> Load:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        load: Load = runner.run(work)
-        return load
-
-
-class _Connection(asyncio.Protocol):
-    """One keep-alive connection with one request under way at a time."""
+class Generation:
+    """Generators at work. They have begun when this is made; `load` waits for them."""
 
     def __init__(
-        self, on_answer: Callable[["_Connection", int], None], on_lost: Callable[["_Connection"], None]
+        self, target: Target, connections: int, seconds: float, arrivals: OpenLoop | None = None, processes: int = 1
     ) -> None:
-        self._on_answer = on_answer
-        self._on_lost = on_lost
-        self._transport: asyncio.Transport | None = None
-        self._received = b""
-        self.began = 0.0
-        self.busy = False
-        self.closed = False  # by us
+        """`connections` and arrivals of all `processes` together: Poisson streams add up to one."""
+        self._seconds = seconds
+        self._rate = arrivals.rate if arrivals else None
+        self._running = []
+        for number in range(processes):
+            order = Order(
+                target.address,
+                target.requests,
+                connections=-(-connections // processes),
+                seconds=seconds,
+                rate=arrivals.rate / processes if arrivals else None,
+                seed=arrivals.seed * processes + number if arrivals else 0,
+            )
+            self._running.append(_start(order))
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
+    @property
+    def is_over(self) -> bool:
+        """Whether all of them have ended."""
+        return all(each.poll() is not None for each, _ in self._running)
 
-    def ask(self, request: bytes, began: float) -> None:
-        """Send; `began` is when the time of this request began."""
-        self.began, self.busy = began, True
-        if self._transport is not None:
-            self._transport.write(request)
+    def load(self) -> Load:
+        """What came of it.
 
-    def data_received(self, data: bytes) -> None:
-        received = self._received + data if self._received else data
-        end = _end_of_answer(received)
-        if end is None or len(received) < end:
-            self._received = received
-            return
-        self._received = b""
-        self.busy = False
-        self._on_answer(self, int(received[9:12]))
+        Raises:
+            ChildProcessError: a generator broke off.
+        """
+        return summarise([self._log(*each) for each in self._running], self._seconds, self._rate)
 
-    def connection_lost(self, _exc: Exception | None) -> None:
-        self._on_lost(self)
+    def _log(self, process: "subprocess.Popen[bytes]", said: BinaryIO) -> Log:
+        process.communicate(timeout=self._seconds + _GUARD)
+        if process.returncode:
+            raise ChildProcessError(f"the load generator ended with status {process.returncode}")
+        said.seek(0)
+        log: Log = pickle.load(said)
+        return log
 
-    def close(self) -> None:
-        """Hang up."""
-        self.closed = True
-        if self._transport is not None:
-            self._transport.close()
-
-
-def _end_of_answer(received: bytes) -> int | None:
-    """Bytes of the whole answer at the beginning of this; None as long as its header is not complete."""
-    body = received.find(_BODY_AT)
-    if body < 0:
-        return None
-    head = received[:body].lower()
-    at = head.find(_LENGTH)
-    if at < 0:
-        raise ValueError("an answer without content-length")
-    return body + len(_BODY_AT) + int(head[at + len(_LENGTH) :].split(b"\r\n", 1)[0])
+    def end(self) -> None:
+        """Let go of them; kill what still runs."""
+        for each, said in self._running:
+            if each.poll() is None:
+                each.kill()
+            each.communicate()
+            said.close()
 
 
-class _Book:
-    """What happened: times, errors, and how late we were ourselves."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-        self.errors: dict[str, int] = {}
-        self.late: list[float] = []
-
-    def answered(self, connection: _Connection, status: int) -> None:
-        if status == 200:
-            self.times.append(time.perf_counter() - connection.began)
-        else:
-            self.failed(str(status))
-
-    def failed(self, what: str) -> None:
-        self.errors[what] = self.errors.get(what, 0) + 1
-
-    async def watch_the_clock(self) -> None:
-        """How late our own loop comes round: what it adds to every time it takes."""
-        while True:
-            due = time.perf_counter() + _TICK_SECONDS
-            await asyncio.sleep(_TICK_SECONDS)
-            self.late.append(time.perf_counter() - due)
-
-    def close(self, seconds: float, cpu: float) -> Load:
-        times = sorted(self.times)
-        return Load(
-            seconds=seconds,
-            answered=len(times),
-            errors=dict(self.errors),
-            p50=_percentile(times, 50),
-            p95=_percentile(times, 95),
-            p99=_percentile(times, 99),
-            generator_cpu=cpu / seconds,
-            generator_late=_percentile(sorted(self.late), 99),
-        )
+def run_closed(target: Target, connections: int, seconds: float) -> Load:
+    """Ask on so many connections, each at once again, for so long."""
+    return _run(Generation(target, connections, seconds))
 
 
-def _percentile(ordered: Sequence[float], percent: int) -> float:
-    return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)] if ordered else float("nan")
+def run_open(target: Target, connections: int, seconds: float, arrivals: OpenLoop, processes: int = 1) -> Load:
+    """Ask at a rate, on at most so many connections, for so long; then wait for what is under way."""
+    return _run(Generation(target, connections, seconds, arrivals, processes))
 
 
-async def _connect(
-    target: Target, book: _Book, count: int, on_free: Callable[[_Connection], None]
-) -> list[_Connection]:
-    def on_answer(connection: _Connection, status: int) -> None:
-        book.answered(connection, status)
-        on_free(connection)
-
-    def on_lost(connection: _Connection) -> None:
-        if not connection.closed:
-            book.failed("connection lost")
-
-    loop = asyncio.get_running_loop()
-    made = [
-        await loop.create_connection(lambda: _Connection(on_answer, on_lost), *target.address) for _ in range(count)
-    ]
-    return [connection for _, connection in made]
+def _run(generation: Generation) -> Load:
+    try:
+        return generation.load()
+    finally:
+        generation.end()
 
 
-async def _closed(target: Target, count: int, seconds: float) -> Load:
-    book = _Book()
-    requests = cycle(target.requests)
-    ends = 0.0
-
-    def ask(connection: _Connection) -> None:
-        now = time.perf_counter()
-        if now < ends:
-            connection.ask(next(requests), now)
-
-    connections = await _connect(target, book, count, ask)
-    clock = asyncio.create_task(book.watch_the_clock())
-    began, cpu = time.perf_counter(), time.process_time()
-    ends = began + seconds
-    for each in connections:
-        ask(each)
-    await asyncio.sleep(seconds)
-    load = book.close(time.perf_counter() - began, time.process_time() - cpu)
-    clock.cancel()
-    await _settle(connections)
-    return load
+def _start(order: Order) -> tuple["subprocess.Popen[bytes]", BinaryIO]:
+    # Not into a pipe: nobody reads it while the load is on, and a full one would hold the generator up.
+    said = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `end`
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.serving.generate"], cwd=_ROOT, stdin=subprocess.PIPE, stdout=said
+    )
+    assert process.stdin is not None
+    process.stdin.write(pickle.dumps(order))
+    process.stdin.flush()
+    return process, said
 
 
-async def _open(target: Target, count: int, seconds: float, arrivals: OpenLoop) -> Load:
-    book = _Book()
-    requests = cycle(target.requests)
-    waiting: deque[float] = deque()
-    free: list[_Connection] = []
-
-    def on_free(connection: _Connection) -> None:
-        if waiting:
-            connection.ask(next(requests), waiting.popleft())
-        else:
-            free.append(connection)
-
-    connections = await _connect(target, book, count, on_free)
-    free.extend(connections)
-    chance = random.Random(arrivals.seed)
-    began, cpu = time.perf_counter(), time.process_time()
-    due = began
-    while (due := due + chance.expovariate(arrivals.rate)) < began + seconds:
-        wait = due - time.perf_counter()
-        if wait > 0:
-            await asyncio.sleep(wait)
-        elif len(book.late) % 64 == 0:
-            await asyncio.sleep(0)  # behind: let answers in between
-        book.late.append(max(0.0, time.perf_counter() - due))
-        if free:
-            free.pop().ask(next(requests), due)
-        else:
-            waiting.append(due)
-    await _settle(connections)
-    for _ in waiting:
-        book.failed("never sent")
-    return book.close(time.perf_counter() - began, time.process_time() - cpu)
+def summarise(logs: Sequence[Log], seconds: float, rate: float | None) -> Load:
+    """What generators that ran side by side for `seconds` saw, as one."""
+    times = sorted(each for log in logs for each in log.times)
+    refused = sorted(each for log in logs for each in log.refused)
+    refused_sent = sorted(each for log in logs for each in log.refused_sent)
+    late = sorted(each for log in logs for each in log.late)
+    return Load(
+        seconds=seconds,
+        answered=sum(each <= seconds for log in logs for each in log.done),
+        errors=_added([log.errors for log in logs]),
+        p50=percentile(times, 50),
+        p95=percentile(times, 95),
+        p99=percentile(times, 99),
+        generator_cpu=sum(log.cpu for log in logs) / seconds,
+        generator_late=percentile(late, 99) if late else None,
+        offered=rate,
+        held_back=sum(log.held_back for log in logs),
+        refused_p99=percentile(refused, 99) if refused else None,
+        refused_sent_p99=percentile(refused_sent, 99) if refused_sent else None,
+        retry_after=_added([log.retry_after for log in logs]),
+        answered_in_all=len(times),
+        thirds=_thirds(logs, seconds) if rate else (),
+    )
 
 
-async def _settle(connections: Sequence[_Connection]) -> None:
-    """Wait for what is under way, then hang up."""
-    until = time.perf_counter() + _GIVE_UP_SECONDS
-    while any(each.busy for each in connections) and time.perf_counter() < until:  # noqa: ASYNC110  # nothing is timed any more
-        await asyncio.sleep(_TICK_SECONDS)
-    for each in connections:
-        each.close()
-    await asyncio.sleep(0)
+def _added(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    names = sorted({name for each in counts for name in each})
+    return {name: sum(each.get(name, 0) for each in counts) for name in names}
+
+
+def _thirds(logs: Sequence[Log], seconds: float) -> tuple[float, ...]:
+    """Median time of what was answered in each third of the measurement: a queue that grows shows here."""
+    parts: tuple[list[float], ...] = ([], [], [])
+    for log in logs:
+        for took, done in zip(log.times, log.done, strict=True):
+            if done <= seconds:
+                parts[min(2, int(done / seconds * 3))].append(took)
+    return tuple(median(each) if each else float("nan") for each in parts)

@@ -13,8 +13,9 @@ from benchmarks.serving.outcome import Load, Target
 _SCRIPT = """
 local requests, at = {}, 0
 init = function(args)
-  for body in io.lines(args[1]) do
-    requests[#requests + 1] = wrk.format("POST", nil, {["content-type"] = "application/json"}, body)
+  for line in io.lines(args[1]) do
+    local path, body = line:match("^(%S+) (.*)$")
+    requests[#requests + 1] = wrk.format("POST", path, {["content-type"] = "application/json"}, body)
   end
 end
 request = function()
@@ -39,9 +40,9 @@ def find_wrk() -> str | None:
 def run_wrk(target: Target, connections: int, seconds: float) -> Load:
     """Closed loop on so many connections, for so long. Percentiles count every answer, whatever its status."""
     with tempfile.TemporaryDirectory() as folder:
-        script, bodies = Path(folder) / "post.lua", Path(folder) / "bodies.txt"
+        script, questions = Path(folder) / "post.lua", Path(folder) / "questions.txt"
         script.write_text(_SCRIPT)
-        bodies.write_bytes(b"\n".join(target.bodies))
+        questions.write_bytes(b"\n".join(each.path.encode() + b" " + each.body for each in target.questions))
         command = [
             find_wrk() or "wrk",
             "-t1",
@@ -52,9 +53,9 @@ def run_wrk(target: Target, connections: int, seconds: float) -> Load:
             "-s",
             str(script),
         ]
-        url = f"http://127.0.0.1:{target.port}{target.path}"
+        url = f"http://127.0.0.1:{target.port}"
         before = _cpu_of_children()
-        said = subprocess.run([*command, url, str(bodies)], check=True, capture_output=True, text=True).stdout
+        said = subprocess.run([*command, url, str(questions)], check=True, capture_output=True, text=True).stdout
         cpu = _cpu_of_children() - before
     found = json.loads(said.splitlines()[-1])
     took = found["duration"] / 1e6

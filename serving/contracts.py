@@ -119,6 +119,10 @@ class ModelServingConfig(BaseModel):
         allow_inf_nan=False,
         description="Minimum of the model's primary quality metric: a version below it is not promoted.",
     )
+    compiled: bool = Field(
+        default=True,
+        description="Whether a version may answer by its compiled form, where that was found to answer the same, faster.",
+    )
     max_rows: int = Field(1000, ge=1, le=1_000_000, description="Rows that one request may carry.")
     client_timestamps: bool = Field(
         default=False,

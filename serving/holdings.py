@@ -36,6 +36,7 @@ class VersionOrder:
     batch_size: int  # rows per call of the model
     timeout: float  # seconds that a request may take
     warmup_requests: int
+    compiled: bool
 
     @classmethod
     def read(cls, said: dict[str, Any]) -> "VersionOrder":
@@ -47,6 +48,7 @@ class VersionOrder:
             batch_size=int(said["batch_size"]),
             timeout=float(said["timeout"]),
             warmup_requests=int(said["warmup_requests"]),
+            compiled=bool(said.get("compiled", True)),
         )
 
     @property
@@ -188,7 +190,7 @@ class Holdings:
         try:
             model = self._loader.load(
                 order.model_id, order.version, order.digest,
-                batch_size=order.batch_size, warmup_requests=order.warmup_requests,
+                batch_size=order.batch_size, warmup_requests=order.warmup_requests, compiled=order.compiled,
             )  # fmt: skip
         except SwitchyardError as problem:
             # Not its text, which may quote a value of the model's example; whoever ordered it gets that.

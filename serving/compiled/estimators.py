@@ -82,7 +82,7 @@ def _of_lightgbm(estimator: Any) -> Answering:
         if classes is None:
             return np.asarray(found, np.float64).reshape(len(matrix), -1)
         shares = np.column_stack([1.0 - found, found]) if found.ndim == 1 else found
-        return np.column_stack([shares.argmax(axis=1), shares])
+        return linear.labelled(shares.argmax(axis=1), shares)
 
     return answer
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from serving.compiled.matrix import Matrix, refuse_not_finite
 from serving.compiled.refusals import AskNative, CannotCompile
@@ -49,10 +50,7 @@ class LogisticRegression:
     def __call__(self, matrix: Matrix) -> NDArray[np.float64]:
         """Raises AskNative where two classes are as good as equal."""
         scores = self._scores(matrix)
-        answer = np.empty((len(matrix), 1 + self._classes))
-        answer[:, 0] = best_of(scores)
-        answer[:, 1:] = two_shares(scores[:, 0]) if self._classes == 2 else softmax(scores)
-        return answer
+        return by_logit(best_of(scores), scores) if self._classes == 2 else by_softmax(best_of(scores), scores)
 
 
 class Deciding:
@@ -79,19 +77,28 @@ class Regression:
         return self._scores(matrix).astype(np.float64, copy=False).reshape(len(matrix), -1)
 
 
-def two_shares(scores: Matrix) -> Matrix:
-    """Probabilities of both classes from the score of the second."""
-    from scipy.special import expit  # scikit-learn's own; only where there is such a model
+def by_logit(labels: NDArray[Any], scores: Matrix) -> NDArray[np.float64]:
+    """Answers of two classes: their index, and both probabilities, from the score of the second (rows by one)."""
+    answer = np.empty((len(scores), 3))
+    answer[:, 0] = labels
+    answer[:, 2] = expit(scores[:, 0])
+    np.subtract(1.0, answer[:, 2], out=answer[:, 1])
+    return answer
 
-    second = expit(scores)
-    return np.column_stack([1 - second, second])
 
-
-def softmax(scores: Matrix) -> Matrix:
-    """Probabilities from a score per class."""
+def by_softmax(labels: NDArray[Any], scores: Matrix) -> NDArray[np.float64]:
+    """Answers of several classes, from a score for each."""
     raised: Matrix = np.exp(scores - scores.max(axis=1, keepdims=True))
     raised /= raised.sum(axis=1, keepdims=True)
-    return raised
+    return labelled(labels, raised)
+
+
+def labelled(labels: NDArray[Any], shares: Matrix) -> NDArray[np.float64]:
+    """Answers as an engine gives them: the index of the label, then the probabilities."""
+    answer = np.empty((len(shares), 1 + shares.shape[1]))
+    answer[:, 0] = labels
+    answer[:, 1:] = shares
+    return answer
 
 
 def best_of(scores: Matrix) -> NDArray[np.intp]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.compiled.linear import softmax, two_shares
+from serving.compiled.linear import by_logit, by_softmax, labelled
 from serving.compiled.matrix import Matrix
 from serving.compiled.refusals import AskNative, CannotCompile
 
@@ -38,7 +38,7 @@ class Forest:
         """Raises CannotCompile."""
         members = getattr(estimator, "estimators_", [estimator])
         self._trees = [each.tree_ for each in members]
-        self._classes = len(estimator.classes_) if hasattr(estimator, "classes_") else 0
+        self._has_classes = hasattr(estimator, "classes_")
         if any(each.tree_.n_features != width for each in members):
             raise CannotCompile(f"its trees are not of {width} columns")
         self._bears_gaps = not is_sparse and all(each.monotonic_cst is None for each in members)
@@ -55,12 +55,9 @@ class Forest:
         few = self._joined is not None and rows.size <= _FOREST_CELLS
         means = self._joined(rows) if self._joined is not None and few else _one_by_one(self._trees, rows)
         means /= len(self._trees)
-        if not self._classes:
+        if not self._has_classes:
             return means
-        answer = np.empty((len(rows), 1 + self._classes))
-        answer[:, 0] = means.argmax(axis=1)  # as its own `predict` does
-        answer[:, 1:] = means
-        return answer
+        return labelled(means.argmax(axis=1), means)  # as its own `predict` does
 
     def _are_few(self) -> bool:
         return sum(int(each.node_count) for each in self._trees) <= _MOST_NODES
@@ -140,9 +137,9 @@ def _finish_of(estimator: Any) -> Callable[[Matrix], NDArray[np.float64]]:
         inverse = estimator._loss.link.inverse
         return lambda grown: np.asarray(inverse(grown.ravel()), np.float64).reshape(-1, 1)
     if kind == "HalfBinomialLoss":
-        return lambda grown: np.column_stack([grown[:, 0] > 0, two_shares(grown[:, 0])])
+        return lambda grown: by_logit(grown[:, 0] > 0, grown)
     if kind == "HalfMultinomialLoss":
-        return lambda grown: np.column_stack([grown.argmax(axis=1), softmax(grown)])
+        return lambda grown: by_softmax(grown.argmax(axis=1), grown)
     raise CannotCompile(f"probabilities by {kind} are not compiled")
 
 

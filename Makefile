@@ -32,6 +32,7 @@ check: $(VENV)/.dev ## format, lint, types, import contracts, then every test
 
 bench: $(VENV)/.dev ## measure start-up and predictions beside peers; ARGS=--quick in three minutes, ARGS=--write into docs/performance.md
 	$(BIN)/python -m benchmarks.startup $(ARGS)
+	$(BIN)/python -m benchmarks.inference $(ARGS)
 	$(BIN)/python -m benchmarks.serving $(ARGS)
 
 chaos: $(VENV)/.dev ## kill real processes, the parent too, and look for what was lost or left over

@@ -241,7 +241,7 @@ class Holdings:
         try:
             model = self._loader.load(
                 order.model_id, order.version, order.digest,
-                batch_size=order.batch_size, warmup_requests=order.warmup_requests,
+                batch_size=order.batch_size, warmup_requests=order.warmup_requests, compiled=order.compiled,
             )  # fmt: skip
         except SwitchyardError as problem:
             # Not its text, which may quote a value of the model's example; whoever ordered it gets that.

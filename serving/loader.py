@@ -20,6 +20,7 @@ import pandas as pd
 import psutil
 
 from serving.artifacts import ArtifactStore
+from serving.compiled import CompiledEngine, try_compiled
 from serving.contracts import Encoding, Held
 from serving.engines import ClassifierEngine, Engine, Predicted, engine_of_booster, engine_of_estimator, why_needs_names
 from serving.errors import ModelNotLoadable
@@ -59,6 +60,7 @@ class LoadedModel:
         self.held = held
         self.batch_size = batch_size
         self._engine: Engine | None = engine
+        self._takes_rows = isinstance(engine, CompiledEngine)
         self._input = model_input
         self._arrays = arrays
 
@@ -114,10 +116,9 @@ class LoadedModel:
 
     def _call(self, raw: Raw, columns: Sequence[str] | None, params: dict[str, Any] | None) -> Predicted:
         assert self._engine is not None, "it was closed"  # noqa: S101  # whoever closes it has taken it away before
-        as_array = self._arrays and isinstance(raw, np.ndarray)
-        return self._engine.predict(
-            self._input.to_array(raw) if as_array else self._input.to_frame(raw, columns), params
-        )
+        if self._takes_rows:
+            return self._engine.predict(raw, params)
+        return self._engine.predict(_prepared(self._input, raw, columns, arrays=self._arrays), params)
 
 
 class ModelLoader:
@@ -129,8 +130,12 @@ class ModelLoader:
         # which costs more than the call's own work, and changes what other threads see.
         warnings.filterwarnings("ignore", message="X does not have valid feature names")
 
-    def load(self, model_id: str, version: str, digest: str, *, batch_size: int, warmup_requests: int) -> LoadedModel:
+    def load(
+        self, model_id: str, version: str, digest: str, *, batch_size: int, warmup_requests: int, compiled: bool = True
+    ) -> LoadedModel:
         """The version, after every byte of it was compared and it has answered `warmup_requests` times.
+
+        compiled: whether it may be answered by its compiled form, where that is proven to be the same and faster.
 
         Raises:
             ArtifactMissing: the store does not have it.
@@ -150,6 +155,8 @@ class ModelLoader:
             model_id, version, digest, engine.kind, engine.classes, engine.probabilities, engine.name, reason,
             load_seconds, [], 0.0,
         )  # fmt: skip
+        if compiled:
+            engine, held = _compiled(held, model, engine, model_input, trial, arrays=arrays)
         loaded = LoadedModel(held, engine, model_input, arrays=arrays, batch_size=batch_size)
         with _told("its answer to its input_example" if trial.own else _MADE_UP, folder):
             seconds = [_warm(loaded, trial, rows) for rows in _sizes(warmup_requests, batch_size)]
@@ -196,6 +203,27 @@ def _make(files: ModelFiles) -> tuple[Any, Engine]:
     else:
         model = files.unpickle()
     return model, engine_of_booster(model) if files.is_booster else engine_of_estimator(model, files.loader)
+
+
+def _compiled(
+    held: Held, model: Any, engine: Engine, model_input: ModelInput, trial: Trial, *, arrays: bool
+) -> tuple[Engine, Held]:
+    """Its compiled form where that answers the same, faster; and what is said of it."""
+
+    def native(raw: Raw) -> Predicted:
+        return engine.predict(_prepared(model_input, raw, None, arrays=arrays), None)
+
+    plan, record = try_compiled(model, engine, model_input, native, trial.rows, arrays=arrays)
+    about = {"model_id": held.model_id, "version": held.version}
+    said = replace(held, compilation=record)
+    return engine if plan is None else CompiledEngine(plan, engine, native, about=about), said
+
+
+def _prepared(model_input: ModelInput, raw: Raw, columns: Sequence[str] | None, *, arrays: bool) -> Any:
+    """Rows as the model itself is given them."""
+    if arrays and isinstance(raw, np.ndarray):
+        return model_input.to_array(raw)
+    return model_input.to_frame(raw, columns)
 
 
 def _choose_input(model: Any, engine: Engine, model_input: ModelInput, trial: Trial) -> tuple[bool, str]:

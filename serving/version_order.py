@@ -23,6 +23,7 @@ class VersionOrder:
     batch_size: int  # rows per call of the model
     timeout: float  # seconds that a request may take
     warmup_requests: int
+    compiled: bool  # whether its compiled form may answer, where that is proven
 
     @classmethod
     def read(cls, said: dict[str, Any]) -> "VersionOrder":
@@ -34,6 +35,7 @@ class VersionOrder:
             batch_size=int(said["batch_size"]),
             timeout=float(said["timeout"]),
             warmup_requests=int(said["warmup_requests"]),
+            compiled=bool(said.get("compiled", True)),
         )
 
     @property

@@ -55,7 +55,7 @@ class ConfigBody(BaseModel):
     model_id: str = Field(examples=["flights"])
     config: ModelServingConfig
     effective: dict[str, Literal["now", "on_restart"]] = Field(
-        description="When a change of each field takes effect. Of warmup_requests: with every load from now on.",
+        description="When a change of each field takes effect. Of warmup_requests and compiled: with every load from now on.",
         examples=[_EFFECTIVE],
     )
 

@@ -31,6 +31,11 @@ class HeldBody(BaseModel):
     held: bool = Field(description="Whether it answers, from this attempt or an earlier one.")
     reason: str | None = Field(description="Why it failed or was evicted; else null.")
     changed_at: datetime
+    compilation: dict[str, Any] | None = Field(
+        default=None,
+        description="Whether it answers by its compiled form (`used`), and what comparing it with the model itself "
+        "found: `reason`, `rows`, `max_difference`, and microseconds of both for one row and for 64.",
+    )
 
     @classmethod
     def of(cls, held: HeldVersion) -> Self:

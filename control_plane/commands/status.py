@@ -56,6 +56,8 @@ def status_view(found: Json) -> Group:
         facts.add_row("change", escape(f"{change['kind']} to {change['target']}: {change['state']} ({change['id']})"))
     if good := found.get("last_known_good"):
         facts.add_row("last good", escape(str(good.get("version", good))))
+    for version, said in _compilations(found["replicas"]).items():
+        facts.add_row("compiled", escape(f"{version}: {said}"))
     config = ", ".join(f"{name} {value}" for name, value in found["config"].items() if name not in _ELSEWHERE)
     facts.add_row("config", f"[dim]{escape(config)}[/]")
     return Group(facts, _replicas(found["replicas"]) if found["replicas"] else "\n  No replica is alive.")
@@ -81,6 +83,26 @@ def _replicas(replicas: list[Json]) -> Table:
             _ago(each["heartbeat"]),
         )
     return table
+
+
+def _compilations(replicas: list[Json]) -> dict[str, str]:
+    """version -> whether it answers by its compiled form, as the first replica found that tells."""
+    told: dict[str, str] = {}
+    for each in replicas:
+        for version, said in each["versions"].items():
+            found = said.get("compilation") if isinstance(said, dict) else None
+            if found and version not in told:
+                told[version] = _compilation(found)
+    return told
+
+
+def _compilation(found: Json) -> str:
+    if not found["used"]:
+        return f"no: {found['reason']}"
+    gains = (found[f"native_us_{rows}"] / max(found[f"compiled_us_{rows}"], 0.1) for rows in (1, 64))
+    faster = " and ".join(f"{gain:.1f} x" for gain in gains)
+    difference = f"largest difference {found['max_difference']:.0e}" if found["max_difference"] else "no difference"
+    return f"{faster} as fast for 1 and 64 rows; {found['rows']} rows compared, {difference}"
 
 
 def _state(said: Any) -> str:

@@ -249,6 +249,7 @@ class Standing:
             "batch_size": config.batch_size,
             "timeout": config.timeout,
             "warmup_requests": config.warmup_requests,
+            "compiled": config.compiled,
         }
 
     def _is_proven(self, wanted: WantedVersion) -> bool:

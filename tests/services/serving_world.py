@@ -188,6 +188,7 @@ class PlayedReplica:
         row.attempt, row.reason = wanted.attempt, reason
         row.state = "failed" if reason else "ready" if self.loads else "loading"
         row.facts = {"kind": "classifier", "engine": "sklearn", "load_seconds": 0.1, "warmup_seconds": [0.01]}
+        row.facts["compilation"] = {"used": True, "reason": "answered 200 rows", "rows": 200}
         session.add(row)
 
     def _live(self) -> None:

@@ -337,7 +337,7 @@ def test_a_wanted_version_is_proven_by_the_spare_then_loaded_by_all(house: House
             order = house.spare.told[0]
             assert {**order, "op": "load"} == {
                 "op": "load", "model_id": "flights", "version": "1", "digest": DIGEST,
-                "batch_size": 64, "timeout": 30, "warmup_requests": 5,
+                "batch_size": 64, "timeout": 30, "warmup_requests": 5, "compiled": True,
             }  # fmt: skip
             assert house.https[0].tables[-1]["models"]["flights"]["versions"]["1"]["slot"] == 0
 

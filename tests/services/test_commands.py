@@ -63,7 +63,26 @@ STATUS: Json = {
         {
             "replica": "127.0.0.1:8000",
             "workers": [{"id": 0}, {"id": 1}],
-            "versions": {"3": {"state": "ready"}, "4": {"state": "failed", "reason": "no such module [bold]"}},
+            "versions": {
+                "2": {
+                    "state": "ready",
+                    "compilation": {"used": False, "reason": "StackingClassifier is not [compiled]"},
+                },
+                "3": {
+                    "state": "ready",
+                    "compilation": {
+                        "used": True,
+                        "reason": "",
+                        "rows": 721,
+                        "max_difference": 2e-16,
+                        "native_us_1": 200.0,
+                        "compiled_us_1": 20.0,
+                        "native_us_64": 300.0,
+                        "compiled_us_64": 40.0,
+                    },
+                },
+                "4": {"state": "failed", "reason": "no such module [bold]"},
+            },
             "route_revision": 7,
             "heartbeat": "2013-04-01T06:00:00Z",
         }
@@ -232,7 +251,18 @@ class TestLists:
             (versions, ("champion", "serving", "0.750", "roc_auc", "482 kB", "2013-04-01 06:00")),
             (
                 status,
-                ("ready", "127.0.0.1:8000", "revision 7", "no such module [bold]", "batch_size 64", "last good  2"),
+                (
+                    "ready",
+                    "127.0.0.1:8000",
+                    "revision 7",
+                    "no such module [bold]",
+                    "batch_size 64",
+                    "last good  2",
+                    "10.0 x and 7.5 x as fast",
+                    "721 rows compared",
+                    "2e-16",
+                    "no: StackingClassifier is not [compiled]",
+                ),
             ),
         ):
             assert ran.status == 0

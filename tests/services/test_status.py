@@ -69,6 +69,7 @@ def test_a_served_model_tells_everything_about_itself(client: TestClient, databa
         assert {version: held["state"] for version, held in shown["versions"].items()} == {"1": "ready", "2": "ready"}
         held = shown["versions"]["2"]
         assert (held["engine"], held["kind"], held["load_seconds"]) == ("sklearn", "classifier", 0.1)
+        assert held["compilation"] == {"used": True, "reason": "answered 200 rows", "rows": 200}
         listed = client.get("/ml/models").json()["items"][0]
         assert (listed["status"], listed["version"]) == ("ready", "2")
 

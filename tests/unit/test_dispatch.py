@@ -60,7 +60,8 @@ class Turnstile:
 
 def _ask(dispatcher: Dispatcher, body: bytes, gate: Turnstile, timeout: float = 10.0) -> asyncio.Future[Any]:
     question = Question(FLIGHTS, 1, Encoding.FLOATS, time.monotonic() + timeout, solo=False)
-    return dispatcher.ask(question, body, FLIGHTS, gate, Plain())
+    answer: asyncio.Future[Any] = dispatcher.ask(question, body, FLIGHTS, gate, Plain())
+    return answer
 
 
 async def _ready(dispatcher: Dispatcher, lanes: int) -> None:

@@ -166,9 +166,26 @@ def test_it_says_what_computes_and_why(
     assert (held.engine, held.classes) == (engine, classes)
     assert [type(each) for each in held.classes] == [type(each) for each in classes]
     assert reason in held.reason
+    assert held.compilation is not None
+    assert held.compilation["used"] or held.compilation["reason"]
     assert orjson.loads(orjson.dumps(held))["kind"] == held.kind.value
     assert len(held.warmup_seconds) == 3
     assert all(seconds > 0 for seconds in [held.load_seconds, *held.warmup_seconds])
+
+
+@pytest.mark.parametrize("name", ["logistic", "columns", "forest"])
+def test_a_version_is_compiled_unless_it_is_told_not_to(zoo: Zoo, store: ArtifactStore, name: str) -> None:
+    """Nothing would be faster, or its owner could not switch it off."""
+    model = zoo.get(name)
+    digest = registered(model, store)
+    loaded = load(store, model)
+    assert loaded.held.compilation is not None
+    assert loaded.held.compilation["used"], loaded.held.compilation
+    assert loaded.held.compilation["rows"] >= 100
+    plain = ModelLoader(store).load("m", "1", digest, batch_size=64, warmup_requests=1, compiled=False)
+    assert plain.held.compilation is None
+    rows = random_rows(model, 50, seed=3)
+    assert same(ask(loaded, model, rows, [50]), ask(plain, model, rows, [50]))
 
 
 def test_a_label_is_the_models_own_and_not_its_largest_probability(zoo: Zoo, store: ArtifactStore) -> None:

@@ -1,0 +1,1 @@
+"""What a model itself costs in a worker, as it is and compiled."""

@@ -141,10 +141,10 @@ async def exchange(wires: Wires, question: Question) -> Outcome:
         fate = Fate.REFUSED if wire is None else Fate.RESET
     else:
         ended = time.monotonic()
-        id, version, fault = _read(question, status, headers, body)
+        key, version, fault = _read(question, status, headers, body)
         wires.give_back(wire)
         return Outcome(
-            began, ended, Fate.ANSWERED, wire.port, status, id, version, fault, wire.connected_at, reused
+            began, ended, Fate.ANSWERED, wire.port, status, key, version, fault, wire.connected_at, reused
         )  # fmt: skip
     if wire is None:
         return Outcome(began, time.monotonic(), fate, 0)

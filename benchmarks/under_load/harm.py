@@ -34,8 +34,8 @@ _GUARD = 60.0
 
 
 def do_harm(verdict: Verdict, rng: random.Random, times: int) -> None:
-    """On a data plane of its own."""
-    with fresh_house(memory_budget_mb=BUDGET_MB) as house:
+    """On a data plane of its own, with two HTTP processes: what one of them lost must not be blamed on the other's."""
+    with fresh_house(api_processes=2, memory_budget_mb=BUDGET_MB) as house:
         harm_on(house, verdict, rng, times)
 
 
@@ -77,7 +77,9 @@ class _Trial:
         poisoned, mates = self._one_among("raising", _BATCH)
         self._expect(poisoned, {500}, "a row that makes its model raise")
         judge_outcomes(self._verdict, "beside a row that raises", mates)
-        requests, rows = (after - before for after, before in zip(self._batch_sums("raising"), sums_before, strict=True))
+        requests, rows = (
+            after - before for after, before in zip(self._batch_sums("raising"), sums_before, strict=True)
+        )
         self._batches += int(rows > requests)  # some of them did share a call with others
 
     def crash_a_worker(self) -> None:

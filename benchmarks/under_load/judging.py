@@ -72,7 +72,9 @@ def _described(outcome: Outcome, windows: Sequence[Window]) -> str:
     if outcome.reused:
         what += " on a connection that had been in use"
     met = {window.name: outcome.began - window.began for window in windows if window.met(outcome)}
-    return f"{what}, sent beside: " + (", ".join(f"{name} ({since:+.1f} s)" for name, since in met.items()) or "nothing")
+    return f"{what}, sent beside: " + (
+        ", ".join(f"{name} ({since:+.1f} s)" for name, since in met.items()) or "nothing"
+    )
 
 
 def times_of(outcomes: Iterable[Outcome]) -> str:

@@ -41,7 +41,10 @@ def mix_on(house: ServingHouse, verdict: Verdict, rng: random.Random, questions:
         for name, make in MODELS.items():
             serve_saved(house, name, make().saved(Path(folder)), **_CONFIG)
     house.wait_applied()
-    makers = [*(_about_telltale(*each) for each in _TELLTALES.items()), *(_about_model(each()) for each in MODELS.values())]
+    makers = [
+        *(_about_telltale(*each) for each in _TELLTALES.items()),
+        *(_about_model(each()) for each in MODELS.values()),
+    ]
     asked = [rng.choice(makers)(rng) for _ in range(questions)]
     outcomes = ask_all(house.plane.port, asked, AT_ONCE)
     judge_outcomes(verdict, f"{AT_ONCE} at once", outcomes)

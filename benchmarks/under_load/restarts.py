@@ -19,7 +19,6 @@ from tests.e2e.data_plane import eventually
 from tests.e2e.house import ServingHouse
 
 RATE = 100.0
-_API_PROCESSES = 2
 _TIMEOUT = 30
 _COMPUTE = 0.02
 _GUARD = 60.0
@@ -30,7 +29,7 @@ _NOT_THERE: frozenset[Fate | int] = frozenset({Fate.REFUSED, 503})
 
 def restart_planes(verdict: Verdict, rng: random.Random, times: int) -> None:
     """On a data plane of its own, with two HTTP processes."""
-    with fresh_house(api_processes=_API_PROCESSES) as house:
+    with fresh_house(api_processes=2) as house:
         restart_on(house, verdict, rng, times)
 
 
@@ -61,6 +60,7 @@ class _Trial:
     def __init__(self, house: ServingHouse, verdict: Verdict) -> None:
         self.windows: list[Window] = []
         self._house, self._verdict = house, verdict
+        self._http_processes = len(house.plane.apis())
         self._gone: list[float] = []
         self._back: dict[str, list[float]] = {"HTTP process killed": [], "SIGTERM": [], "parent killed": []}
 
@@ -73,7 +73,7 @@ class _Trial:
         ports = frozenset(each.raddr.port for each in victim.net_connections("tcp") if each.raddr)
         victim.kill()
         eventually(
-            lambda: len(plane.apis()) == _API_PROCESSES and victim.pid not in [each.pid for each in plane.apis()],
+            lambda: len(plane.apis()) == self._http_processes and victim.pid not in [each.pid for each in plane.apis()],
             "another HTTP process",
         )
         plane.ready()

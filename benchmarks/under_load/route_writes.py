@@ -9,10 +9,10 @@ from pathlib import Path
 from sqlalchemy import text
 
 from benchmarks.kills.databases import has_postgresql, postgresql_database, sqlite_database
-from benchmarks.kills.routes import MODEL, prepare_model
 from benchmarks.kills.spool import record_flat_out, ship_until_killed
 from benchmarks.kills.verdict import Verdict
 from benchmarks.kills.victims import FAILED, Victim, ended_afterwards
+from benchmarks.kills.writer import MODEL, prepare_model
 from benchmarks.waiting import wait_for
 from control_plane.storage.leases import take_lease
 from control_plane.storage.routes import lease_name, write_routes

@@ -24,7 +24,12 @@ def value_of(model: int, version: int, a: int, b: int) -> float:
 
 
 def save_telltale(folder: Path, model: int, version: int, seconds: float = 0.0) -> Path:
-    """A linear regression of scikit-learn that answers `value_of`, as MLflow saves it; a call takes `seconds`, at least."""
+    """As MLflow saves it; see `telltale`."""
+    return save(folder / f"telltale-{model}-{version}", telltale(model, version, seconds))
+
+
+def telltale(model: int, version: int, seconds: float = 0.0) -> Any:
+    """A linear regression of scikit-learn that answers `value_of`; a call takes `seconds`, at least."""
     from sklearn.linear_model import LinearRegression  # slow, as MLflow is, and only whoever saves one needs it
 
     # A class inside a function is pickled whole, so that it loads where this module is not.
@@ -33,9 +38,11 @@ def save_telltale(folder: Path, model: int, version: int, seconds: float = 0.0) 
             time.sleep(seconds)
             return super().predict(X)
 
-    fitted = (Slow if seconds else LinearRegression)().fit(pd.DataFrame({"a": [0.0, 1.0, 0.0], "b": [0.0, 0.0, 1.0]}), [0.0, _A, _B])
+    fitted = (Slow if seconds else LinearRegression)().fit(
+        pd.DataFrame({"a": [0.0, 1.0, 0.0], "b": [0.0, 0.0, 1.0]}), [0.0, _A, _B]
+    )
     fitted.coef_, fitted.intercept_ = np.array([_A, _B]), value_of(model, version, 0, 0)
-    return save(folder / f"telltale-{model}-{version}", fitted)
+    return fitted
 
 
 def save(room: Path, fitted: Any) -> Path:
@@ -43,16 +50,31 @@ def save(room: Path, fitted: Any) -> Path:
     import mlflow.sklearn
     from mlflow.models import infer_signature
 
+    mlflow.sklearn.save_model(fitted, room, **_saved(infer_signature))
+    return room
+
+
+def register(mlflow_url: str, model_id: str, fitted: Any) -> str:
+    """Register a model of two columns `a` and `b` with an MLflow server; its version."""
+    import mlflow
+    import mlflow.sklearn
+    from mlflow.models import infer_signature
+
+    mlflow.set_tracking_uri(mlflow_url)
+    with mlflow.start_run():
+        info = mlflow.sklearn.log_model(fitted, name="model", registered_model_name=model_id, **_saved(infer_signature))
+    return str(info.registered_model_version)
+
+
+def _saved(infer_signature: Any) -> dict[str, Any]:
+    """How MLflow is to save it."""
     logging.getLogger("mlflow.sklearn").setLevel(logging.ERROR)  # it warns of pickles each time; these are ours
     rows = pd.DataFrame({"a": [1.0, 2.0], "b": [3.0, 4.0]})
-    mlflow.sklearn.save_model(
-        fitted,
-        room,
-        signature=infer_signature(rows, np.array([1.0, 2.0])),
-        serialization_format="cloudpickle",
-        pip_requirements=["scikit-learn"],
-    )
-    return room
+    return {
+        "signature": infer_signature(rows, np.array([1.0, 2.0])),
+        "serialization_format": "cloudpickle",
+        "pip_requirements": ["scikit-learn"],
+    }
 
 
 def predict_path(model_id: str) -> str:

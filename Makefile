@@ -7,9 +7,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 ARGS ?=
+ITEM ?=
+FULL ?=
+MINUTES ?= 30
 
 .DEFAULT_GOAL := help
-.PHONY: help up demo test check bench chaos lock format clean
+.PHONY: help up demo test check bench chaos soak lock format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -35,8 +38,11 @@ bench: $(VENV)/.dev ## measure start-up and predictions beside peers; ARGS=--qui
 	$(BIN)/python -m benchmarks.inference $(ARGS)
 	$(BIN)/python -m benchmarks.serving $(ARGS)
 
-chaos: $(VENV)/.dev ## kill real processes, the parent too, and look for what was lost or left over
-	$(BIN)/python -m benchmarks.chaos $(ARGS)
+chaos: $(VENV)/.dev ## kill real processes, the parent too, and look for what was lost or left over; ITEM=name or number, FULL=1
+	$(BIN)/python -m benchmarks.chaos $(if $(ITEM),--item $(ITEM)) $(if $(FULL),--full) $(ARGS)
+
+soak: $(VENV)/.dev ## half of the most load for MINUTES=30: does memory grow, does a request fail
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) $(ARGS)
 
 format: $(VENV)/.dev ## let ruff put the code in order
 	$(BIN)/ruff format .

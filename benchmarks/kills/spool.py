@@ -40,6 +40,8 @@ _SHARE_WITH_KEY, _SHARE_FAILED, _SHARE_LARGE = 0.1, 0.05, 0.002
 _LARGE = 2500  # rows: more than one transaction takes
 _ACKNOWLEDGED = 32  # bytes: id, client key or zeros
 _NO_KEY = bytes(16)
+_A_TICK = 32  # requests recorded at once, flat out
+_MOST_WAITING, _PAUSE = 64 << 20, 0.02  # bytes, seconds
 
 
 def kill_spools(verdict: Verdict, rng: random.Random, kills: int) -> None:
@@ -70,6 +72,11 @@ def record_until_killed(folder: Path, slot: int, seed: int, _connection: Connect
     asyncio.run(_record(folder, slot, seed))
 
 
+def record_flat_out(folder: Path, slot: int, _connection: Connection) -> None:
+    """Record more than anybody could ship, as long as 64 MB or less wait: it shall not fill the disk."""
+    asyncio.run(_record_flat_out(folder, slot))
+
+
 def ship_until_killed(url: str, folder: Path, _connection: Connection) -> None:
     """The product's own process."""
     run_shipper(url, _TIMEOUT, folder / "spool", "here:8000", "critical")
@@ -88,6 +95,20 @@ async def _record(folder: Path, slot: int, seed: int) -> None:
         await recorder.durable()
         os.write(acknowledged, noted)
         await asyncio.sleep(rng.uniform(0, 0.01))
+
+
+async def _record_flat_out(folder: Path, slot: int) -> None:
+    rng, ids = random.Random(slot), PredictionIds()
+    recorder = Recorder(folder / "spool" / f"api-{slot}", max_bytes=_SPOOL_BYTES, payloads=True, on_dropped=_complain)
+    while True:
+        if spool_state(folder / "spool").waiting_bytes > _MOST_WAITING:
+            await asyncio.sleep(_PAUSE)
+            continue
+        for _ in range(_A_TICK):
+            record = _request(rng, ids())
+            recorder.add(record, Payload(record.id, MODEL, "1", 1, 0, rng.randbytes(80), b"", 0, 1, bytes(8)))
+        await recorder.durable()
+        await asyncio.sleep(0)
 
 
 def _request(rng: random.Random, id: bytes) -> PredictionRecord:

@@ -13,6 +13,8 @@ class Verdict:
     title: str
     figures: list[tuple[str, str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    skipped: str | None = None
+    """Why nothing was tried, where nothing was."""
 
     @property
     def passed(self) -> bool:
@@ -21,6 +23,10 @@ class Verdict:
     def figure(self, name: str, value: object) -> None:
         """Note a figure, in the order in which they are shown."""
         self.figures.append((name, str(value)))
+
+    def skip(self, reason: str) -> None:
+        """Nothing can be tried here."""
+        self.skipped = reason
 
     def require(self, held: bool, problem: str) -> None:  # noqa: FBT001 - reads as the sentence it is
         """Note a problem unless the condition held."""

@@ -78,7 +78,7 @@ ITEMS = (
         "restarts",
         "Under load, HTTP processes are killed, the data plane is restarted, its parent is killed",
         restart_planes,
-        2,
+        1,
         10,
     ),
     Item(
@@ -89,8 +89,8 @@ ITEMS = (
         120,
     ),
     Item("disk", "Under load, the disk of the spool is full", fill_the_disk, 15, 120),
-    Item("harm", "Under load, rows and models do harm", do_harm, 2, 10),
-    Item("clients", "Under load, clients leave and clients are in a hurry", leave_and_hurry, 3, 20),
+    Item("harm", "Under load, rows and models do harm", do_harm, 1, 10),
+    Item("clients", "Under load, clients leave and clients are in a hurry", leave_and_hurry, 2, 20),
     Item(
         "mixed",
         "Thousands of different questions at once, against direct calls of the models",

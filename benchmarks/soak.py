@@ -8,21 +8,20 @@ With --write the figures go into docs/reliability.md.
 
 import argparse
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
+import orjson
 import psutil
 from rich.console import Console
 
 from benchmarks import pages
 from benchmarks.serving.load import OpenLoop, run_closed, run_open
-from benchmarks.serving.models import logistic_regression, record_body
-from benchmarks.serving.outcome import Load, Target
+from benchmarks.serving.models import logistic_regression
+from benchmarks.serving.outcome import Load, Question, Target
 from benchmarks.under_load.ledger import wait_until_shipped
 from benchmarks.under_load.plane import fresh_house, replica_folder, serve_saved
 from benchmarks.under_load.telltale import predict_path
@@ -88,10 +87,10 @@ def soak_for(seconds: float) -> Soak:
     """A logistic regression on 30 columns, asked by a Poisson process on 32 connections."""
     model = logistic_regression()
     with fresh_house() as house:
-        with tempfile.TemporaryDirectory(prefix="switchyard-") as folder:
-            serve_saved(house, model.name, model.saved(Path(folder)))
-        bodies = tuple(record_body(each) for each in model.records)
-        target = Target(house.plane.port, predict_path(model.name), bodies)
+        serve_saved(house, model.name, model.saved(1))
+        path = predict_path(model.name)
+        asked = [orjson.dumps({"input_data": each}) for each in model.records]
+        target = Target(house.plane.port, tuple(Question(path, body, at) for at, body in enumerate(asked)))
         soak = Soak(run_closed(target, _CONNECTIONS, _SEARCH_SECONDS).rate / 2)
         _ask(house, target, soak, seconds)
         ended = time.monotonic()

@@ -1,10 +1,8 @@
 """Item 8 under load: thousands of different questions at once, each answer against a direct call of the model."""
 
 import random
-import tempfile
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -37,9 +35,8 @@ def mix_on(house: ServingHouse, verdict: Verdict, rng: random.Random, questions:
     for model_id, number in _TELLTALES.items():
         serve_telltale(house, model_id, number, versions=2, **_CONFIG)
         house.route(model_id, {"1": 0.5, "2": 0.5})
-    with tempfile.TemporaryDirectory(prefix="switchyard-") as folder:
-        for name, make in MODELS.items():
-            serve_saved(house, name, make().saved(Path(folder)), **_CONFIG)
+    for name, make in MODELS.items():
+        serve_saved(house, name, make().saved(1), **_CONFIG)
     house.wait_applied()
     makers = [
         *(_about_telltale(*each) for each in _TELLTALES.items()),
@@ -91,10 +88,10 @@ def _fault_of(model: BenchModel, places: list[int], answer: dict[str, Any]) -> s
     if len(said) != len(places):
         return f"{model.name} answered {len(said)} rows of {len(places)}"
     for place, each in zip(places, said, strict=True):
-        expected = model.expected[place]
+        expected = model.expected(1, place)
         probabilities = list(each["probabilities"].values())
         if any(abs(mine - own) > _SAME for mine, own in zip(probabilities, expected, strict=True)):
             return f"{model.name} answered {probabilities}, and by itself {list(expected)}"
-        if each["label"] != model.fitted.classes_[max(range(len(expected)), key=expected.__getitem__)]:
+        if each["label"] != model.versions[0].fitted.classes_[max(range(len(expected)), key=expected.__getitem__)]:
             return f"{model.name} answered label {each['label']} to {list(expected)}"
     return None

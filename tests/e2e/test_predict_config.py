@@ -130,6 +130,17 @@ def test_warmup_requests_are_made_before_a_version_is_ready(house: ServingHouse,
     assert all(each > 0 for each in facts["warmup_seconds"])
 
 
+def test_compiled_says_what_was_compared_and_can_be_switched_off(house: ServingHouse, zoo: Zoo) -> None:
+    """A model's owner could neither see why an answer was made in another way, nor have it made by scikit-learn."""
+    model = zoo.get("columns")
+    found = house.add(model, "made-fast", "1")["compilation"]
+    assert found["used"], found
+    assert found["rows"] >= 100
+    assert found["compiled_us_1"] < found["native_us_1"]
+    house.configure("left-alone", compiled=False)
+    assert house.add(model, "left-alone", "1")["compilation"] is None
+
+
 def test_max_rows_bounds_a_request(house: ServingHouse, sleepy: str) -> None:
     """A model's owner could not keep out requests that would hold it up."""
     columns = {"seconds": [0.0] * 5, "b": [1.0] * 5}

@@ -55,7 +55,8 @@ class Lookups:
         self._something.set()
 
     async def _answer_all(self) -> None:
-        await self._database.read(lambda session: find_answers(session, []))  # so that the first one finds a connection
+        # Connects, which takes longer than anybody waits.
+        await self._database.read(lambda session: find_answers(session, []))
         while True:
             await self._something.wait()
             self._something.clear()

@@ -16,6 +16,7 @@ from serving.routing import RoutingTable
 
 _RECONNECT_AFTER = 0.1
 _FIRST_TABLE = 0.5
+_MAX_UNSENT = 2**20
 
 log = logger(__name__)
 
@@ -33,6 +34,17 @@ class AgentLink:
         self._catalogue = catalogue
         self._keeper: asyncio.Task[None] | None = None
         self._known = asyncio.Event()
+        self._line: _Line | None = None
+        self._on_found: Callable[[Frame], None] = lambda _: None
+        self._on_lost: Callable[[], None] = lambda: None
+
+    def on_found(self, take: Callable[[Frame], None], lost: Callable[[], None]) -> None:
+        """Who is given FOUND frames, and is told when the line that they would have come on is lost."""
+        self._on_found, self._on_lost = take, lost
+
+    def send(self, frame: bytes) -> bool:
+        """Give the agent a frame; whether there is one to give it to."""
+        return self._line is not None and self._line.send(frame)
 
     async def start(self) -> None:
         """Connect, and stay connected. Returns once a table is in force, after half a second at the latest."""
@@ -69,6 +81,10 @@ class AgentLink:
         self._known.set()
         return pack(Kind.APPLIED, payload=orjson.dumps({"generation": table.generation}))
 
+    def found(self, frame: Frame) -> None:
+        """Hand on what the database knows. Raises BrokenChannel."""
+        self._on_found(frame)
+
     def _apply_snapshot(self) -> None:
         with contextlib.suppress(OSError):  # there is none before the first table
             self.apply(self._snapshot.read_bytes())
@@ -79,12 +95,15 @@ class AgentLink:
             line = _Line(self)
             try:
                 await loop.create_unix_connection(lambda line=line: line, self._address)  # type: ignore[misc]
+                self._line = line
                 await line.lost
             except OSError:
                 pass  # not there yet
             except asyncio.CancelledError:
                 line.close()
                 raise
+            self._line = None
+            self._on_lost()
             await asyncio.sleep(_RECONNECT_AFTER)
 
 
@@ -120,8 +139,17 @@ class _Line(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
 
+    def send(self, frame: bytes) -> bool:
+        """Without waiting; False where the agent does not read."""
+        if self._transport is None or self._transport.get_write_buffer_size() > _MAX_UNSENT:
+            return False
+        self._transport.write(frame)
+        return True
+
     def _take(self, frame: Frame) -> None:
-        if frame.kind is Kind.TABLE:
+        if frame.kind is Kind.FOUND:
+            self._link.found(frame)
+        elif frame.kind is Kind.TABLE:
             confirmation = self._link.apply(frame.payload)
             if confirmation is not None and self._transport is not None:
                 self._transport.write(confirmation)

@@ -43,6 +43,8 @@ class Kind(IntEnum):
     REPORT = 10  # from the worker, with the control's id: what came of it (JSON)
     TABLE = 11  # from the agent: everything an HTTP process needs to know to route (JSON)
     APPLIED = 12  # to the agent: the table of this generation counts from now on (JSON)
+    SEEK = 13  # to the agent: clients' request ids that an HTTP process does not know (serving/stored_answer.py)
+    FOUND = 14  # from the agent, with the SEEK's id: what the database knows of them
 
 
 class Frame(NamedTuple):

@@ -13,11 +13,14 @@ from serving import open_inference
 from serving.answers import Answer
 from serving.catalogue import ServedModel, ServedVersion
 from serving.contracts import InferenceRequest, Role
-from serving.errors import DeadlineExceeded, NotReady
+from serving.errors import DeadlineExceeded, NotReady, RequestIdReused
 from serving.idempotency import RememberedAnswers
+from serving.kept_answers import KeptAnswers
 from serving.lane import Settable
+from serving.logged_answers import LoggedAnswers
 from serving.prediction import Asked, PredictionService, client_key
 from serving.request_body import read_request
+from serving.stored_answer import Sought
 
 _CHANCE = -12  # from here on an id of ours is random
 
@@ -31,13 +34,23 @@ class Asking(NamedTuple):
     patience: float | None  # the client's, in seconds, where it says
 
 
+class Answers(NamedTuple):
+    """Where the answer to a client's request id may be, in the order they are asked."""
+
+    remembered: RememberedAnswers  # of this process, ten minutes
+    kept: KeptAnswers  # of this data plane's HTTP processes, on disk
+    logged: LoggedAnswers | None  # in the database; None where nothing is logged
+
+
 class InferenceEndpoint:
     """One model of the catalogue, which may serve several versions of it."""
 
-    def __init__(self, model_id: str, service: PredictionService, answers: RememberedAnswers) -> None:
+    def __init__(self, model_id: str, service: PredictionService, answers: Answers) -> None:
         self._model_id = model_id
         self._service = service
-        self._answers = answers
+        self._answers = answers.remembered
+        self._kept = answers.kept
+        self._logged = answers.logged
         self._tasks: set[asyncio.Task[bytes]] = set()
 
     async def predict(self, body: bytes, asking: Asking) -> Answer:
@@ -159,18 +172,59 @@ class InferenceEndpoint:
                 return None
             raise DeadlineExceeded(self._model_id, timeout) from None
 
-    async def _once(self, asked: Asked, given: tuple[bytes, bytes], model: ServedModel) -> bytes:
+    async def _once(self, asked: Asked, given: Sought, model: ServedModel) -> bytes:
         """One computation for one request id, however often and however concurrently it is asked."""
         key, digest = given
-        while (remembered := self._answers.find(key, digest, str(asked.request.request_id))) is not None:
+        earlier: bytes | None = None
+        looked = False
+        while (remembered := self._answers.find(key, digest, str(asked.request.request_id))) is not None or not looked:
+            if remembered is None:
+                earlier, looked = await self._earlier(asked, given, model), True
+                continue  # meanwhile somebody else may have asked the model
             shared = await self._shared(remembered, asked, model)
             if shared is not None:
                 return shared
         self._answers.expect(key, digest)
         try:
-            answer = orjson.dumps(await self._ask(asked, model))
+            answer = await self._computed(asked, given, model) if earlier is None else earlier
         except BaseException as error:
             self._answers.give_up(key, error)
             raise
         self._answers.settle(key, answer)
         return answer
+
+    async def _computed(self, asked: Asked, given: Sought, model: ServedModel) -> bytes:
+        """The model's answer, unless another HTTP process was asked the same and has answered meanwhile."""
+        answer = orjson.dumps(await self._ask(asked, model))
+        first = self._from_disk(asked, given)
+        if first is None:
+            self._kept.keep(*given, answer)
+        return first or answer
+
+    async def _earlier(self, asked: Asked, given: Sought, model: ServedModel) -> bytes | None:
+        """What an earlier life of this process, or another process, has answered; None where it is not to be had.
+
+        Raises:
+            RequestIdReused: that was to another body.
+        """
+        kept = self._from_disk(asked, given)
+        if kept is not None or self._logged is None:
+            return kept
+        stored = await self._logged.find(given)
+        if stored is None:
+            return None
+        if stored.digest != given.digest:
+            raise RequestIdReused(str(asked.request.request_id))
+        response = self._service.repeat(stored, asked, model)
+        return None if response is None else orjson.dumps(response)
+
+    def _from_disk(self, asked: Asked, given: Sought) -> bytes | None:
+        """Raises RequestIdReused."""
+        kept = self._kept.find(given.key)
+        if kept is None:
+            return None
+        if kept.digest != given.digest:
+            raise RequestIdReused(str(asked.request.request_id))
+        answer = orjson.loads(kept.answer)
+        answer["metadata"]["repeated"] = True
+        return orjson.dumps(answer)

@@ -171,7 +171,7 @@ class RequestIdReused(BadRequest):
     @property
     def detail(self) -> str:
         return (
-            f"request_id {self.request_id} was used a moment ago for another body. Send the same body to get the same "
+            f"request_id {self.request_id} was used before for another body. Send the same body to get the same "
             "answer again, or a new request_id for a new question."
         )
 

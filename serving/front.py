@@ -14,12 +14,14 @@ from serving.answers import Answer, refusal, status_of
 from serving.catalogue import Catalogue
 from serving.channel import version_key
 from serving.dispatch import Dispatcher
-from serving.endpoint import Asking, InferenceEndpoint
+from serving.endpoint import Answers, Asking, InferenceEndpoint
 from serving.errors import InternalError, MethodNotAllowed, NotReady, PathNotFound, SwitchyardError
 from serving.http_protocol import SHORT_BODY, ShortWay
 from serving.idempotency import RememberedAnswers
 from serving.ids import PredictionIds, to_text
 from serving.intake import ClientLeft, Receive, Said, given_timeout, has_left, read_headers, read_json_body
+from serving.kept_answers import KeptAnswers
+from serving.logged_answers import LoggedAnswers
 from serving.logs import logger, request_of_the_log
 from serving.metrics import CONTENT_TYPE as METRICS_TYPE
 from serving.metrics import Metrics
@@ -110,7 +112,7 @@ class HttpFront:
         # Made when the process's event loop runs, see _live_with_the_process.
         self._dispatcher: Dispatcher | None = None
         self._service: PredictionService | None = None
-        self._answers: RememberedAnswers | None = None
+        self._answers: Answers | None = None
         self._ids = PredictionIds()
         read = ("GET", "HEAD")
         self._routes: dict[str, tuple[tuple[str, ...], Handler]] = {
@@ -175,9 +177,10 @@ class HttpFront:
             options.worker_addresses, self._recorder.workers_connected, self._pen.event, log_of_predictions.flush
         )
         self._service = PredictionService(self._catalogue, self._dispatcher, log_of_predictions, self._pen)
-        self._answers = RememberedAnswers()
         gauges = VersionGauges.started(self._catalogue, self._pen)
         link = AgentLink(options.agent_address, options.replica_folder / "table.json", self._catalogue, gauges.follow)
+        kept = KeptAnswers(options.replica_folder / "answers", options.slot)
+        self._answers = Answers(RememberedAnswers(), kept, _logged_answers(link) if options.log_predictions else None)
         await self._dispatcher.start()
         await link.start()
         try:
@@ -186,6 +189,7 @@ class HttpFront:
             await link.close()
             await self._dispatcher.close()
             log_of_predictions.close()
+            kept.close()
 
     def _refusal(self, error: Exception, template: str, request_id: str) -> Answer:
         """The answer to what a handler raised."""
@@ -297,6 +301,12 @@ class HttpFront:
                 self._endpoints[model_id], self._ids, self._refuse_predict, self._count_predict
             )
         return self._endpoints[model_id]
+
+
+def _logged_answers(link: AgentLink) -> LoggedAnswers:
+    logged = LoggedAnswers(link.send)
+    link.on_found(logged.take, logged.lost)
+    return logged
 
 
 def _locate(path: str) -> Place:

@@ -1,4 +1,7 @@
-"""One answer per request id of a client: repetitions within ten minutes get it again, concurrent ones share it."""
+"""One answer per request id of a client: repetitions within ten minutes get it again, concurrent ones share it.
+
+What is not remembered here is looked for on disk and in the database: docs/decisions/0009-one-answer-per-request-id.md
+"""
 
 import asyncio
 import itertools
@@ -23,7 +26,7 @@ class _Entry:
 
 
 class RememberedAnswers:
-    """The answers of one HTTP process. Of what others answered it knows nothing: there the log keeps the first one."""
+    """The answers of one HTTP process, to the byte, and those still to come. See InferenceEndpoint for all others."""
 
     def __init__(self, most_bytes: int = _MOST_BYTES) -> None:
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()

@@ -4,7 +4,7 @@ import time
 from hashlib import blake2b
 from typing import Any, NamedTuple, Protocol
 
-from serving.answer_reader import AnswerReader, LoggedRow
+from serving.answer_reader import AnswerReader, LoggedRow, read_again
 from serving.catalogue import Admission, Catalogue, ServedModel, ServedVersion
 from serving.channel import MAX_FRAME, Outcome, Question
 from serving.contracts import (
@@ -29,6 +29,7 @@ from serving.errors import (
 )
 from serving.lane import Settable
 from serving.recorder import Payload, PredictionRecord, Recorder
+from serving.stored_answer import Sought, StoredAnswer
 
 LOGGED_STATUS: dict[type[Exception], int] = {DeadlineExceeded: 504, ModelError: 500, WorkerLost: 503}
 """Failures that count against a version, with the status they are logged and answered with."""
@@ -60,7 +61,7 @@ class Asked(NamedTuple):
 
     request: InferenceRequest
     id: bytes  # ours: the key of its row in the prediction log
-    given: tuple[bytes, bytes] | None  # the client's own id as a key, and the digest of the body it came with
+    given: Sought | None  # the client's own id and the body that came with it, where it gave one
     unit: str  # what the version is chosen by
     arrived_us: int  # microseconds since 1970
     event_us: int  # the same of the time that counts as the event's
@@ -140,6 +141,29 @@ class PredictionService:
         except TooManyRequests:
             self.tracker.failed(model.choose(unit).entry.slot, 429)
             raise
+
+    def repeat(self, stored: StoredAnswer, asked: Asked, model: ServedModel) -> InferenceResponse | None:
+        """The answer that the log has to this very request, without asking the model again and without another row.
+
+        None where the log does not hold all of it, or nobody here can read it: the version that gave it is held no more.
+        """
+        version = model.versions.get(stored.version)
+        if version is None:
+            return None
+        try:
+            reader = self._reader(version)
+            size = version.schema.encode(asked.request.input_data, model.config.max_rows).size
+            parameters = version.schema.parameters(
+                asked.request.parameters, binary=reader.binary, classifier=reader.classifier
+            )
+        except SwitchyardError:  # asking the model says what is wrong
+            return None
+        read = read_again(reader, stored, parameters, size)
+        if read is None:
+            return None
+        metadata = {"model_id": version.model_id, "arm": stored.arm, "repeated": True}
+        seconds = stored.latency_us / 1e6
+        return InferenceResponse(asked.request.request_id, *read, seconds, stored.version, metadata)
 
     def _reader(self, version: ServedVersion) -> AnswerReader:
         """What reads the version's answers. Raises NotReady."""
@@ -244,7 +268,7 @@ def _payload(asked: Asked, version: ServedVersion, rows: Rows, outcome: Outcome,
     )  # fmt: skip
 
 
-def client_key(model_id: str, given: str, body: bytes) -> tuple[bytes, bytes]:
+def client_key(model_id: str, given: str, body: bytes) -> Sought:
     """A client's own id of a request as the log's key, and the digest of the body it came with."""
     key = blake2b(f"{model_id}\0{given}".encode(), digest_size=16).digest()
-    return key, blake2b(body, digest_size=16).digest()
+    return Sought(key, blake2b(body, digest_size=16).digest())

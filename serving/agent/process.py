@@ -12,6 +12,7 @@ from contextlib import suppress
 
 from serving.agent.database import DatabaseLink
 from serving.agent.files import ReplicaFiles
+from serving.agent.lookups import Lookups
 from serving.agent.options import AgentOptions
 from serving.agent.orders import Orders
 from serving.agent.publisher import Publisher
@@ -55,7 +56,8 @@ class Agent:
         self._something = asyncio.Event()
         self._stopping = asyncio.Event()
         self._kernel_parent = os.getppid()
-        self._tables = TableServer(options.agent_address, options.api_processes)
+        self._lookups = Lookups(DatabaseLink(options.database_url, options.database_timeout))
+        self._tables = TableServer(options.agent_address, options.api_processes, self._lookups.take)
         self._publisher = Publisher(self._standing, self._tables, files, slots, options.artifact_folder)
         self._workers = Workers(options.worker_addresses, self._worker_changed)
         self._orders = Orders(
@@ -72,6 +74,7 @@ class Agent:
     async def run(self) -> None:
         """Until `stop`."""
         await self._tables.start()
+        self._lookups.start()
         self._publisher.publish()
         self._workers.start()
         log.info("agent ready", generation=self._standing.desired.generation, models=len(self._standing.desired.models))
@@ -114,6 +117,7 @@ class Agent:
 
     async def _end(self, loops: list[asyncio.Task[None]]) -> None:
         self._tables.close()
+        await self._lookups.close()
         if not self._is_orphan():
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._reports.say_goodbye(), _GOODBYE)

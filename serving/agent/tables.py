@@ -1,12 +1,13 @@
 """The agent's side towards the HTTP processes: each gets every table, and says when it counts."""
 
 import asyncio
+from collections.abc import Callable
 from typing import cast
 
 import orjson
 
 from serving.agent.route_table import Table
-from serving.channel import Decoder, Kind, listen_at, pack
+from serving.channel import Decoder, Frame, Kind, listen_at, pack
 from serving.errors import BrokenChannel
 from serving.logs import logger
 
@@ -18,8 +19,9 @@ log = logger(__name__)
 class TableServer:
     """Listens for HTTP processes, and pushes the table to them. Make it inside the running event loop."""
 
-    def __init__(self, address: str, processes: int) -> None:
-        """`processes`: how many HTTP processes there should be."""
+    def __init__(self, address: str, processes: int, seek: Callable[[Frame, Callable[[bytes], None]], None]) -> None:
+        """`processes`: how many HTTP processes there should be. `seek` takes a SEEK frame, and what sends its answer."""
+        self.seek = seek
         self._address = address
         self._processes = processes
         self._peers: set[_Peer] = set()
@@ -90,6 +92,8 @@ class _Peer(asyncio.Protocol):
             for frame in self._decoder.feed(data):
                 if frame.kind is Kind.APPLIED:
                     self.applied = int(orjson.loads(frame.payload)["generation"])
+                elif frame.kind is Kind.SEEK:
+                    self._server.seek(frame, self.send)
         except (BrokenChannel, ValueError, TypeError, KeyError) as problem:
             log.warning("line to an HTTP process closed", reason=str(problem)[:300])
             self.close()

@@ -17,7 +17,9 @@ Headers = list[tuple[bytes, bytes]]
 # What the data plane should know of the caller's request. All else is between the caller and us.
 _TO_DATA_PLANE = frozenset({b"content-type", b"accept", b"x-request-timeout", b"traceparent", b"tracestate"})
 # What the caller should know of the answer; lengths and the connection are ours to say.
-_TO_CALLER = frozenset({b"content-type", b"retry-after", b"x-request-id", b"allow", b"content-encoding"})
+_TO_CALLER = frozenset(
+    {b"content-type", b"retry-after", b"x-request-id", b"allow", b"content-encoding", b"traceparent"}
+)
 _CONNECT_SECONDS = 2.0
 # The data plane keeps its own deadlines; this is for one that hangs without a word.
 _GRACE_SECONDS = 5.0

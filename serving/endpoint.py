@@ -21,6 +21,7 @@ from serving.logged_answers import LoggedAnswers
 from serving.prediction import Asked, PredictionService, client_key
 from serving.request_body import read_request
 from serving.stored_answer import Sought
+from serving.tracing import Trace
 
 _CHANCE = -12  # from here on an id of ours is random
 
@@ -32,6 +33,7 @@ class Asking(NamedTuple):
     text: str  # the same
     started: float  # time.perf_counter() at its headers
     patience: float | None  # the client's, in seconds, where it says
+    trace: Trace | None = None
 
 
 class Answers(NamedTuple):
@@ -46,7 +48,7 @@ class InferenceEndpoint:
     """One model of the catalogue, which may serve several versions of it."""
 
     def __init__(self, model_id: str, service: PredictionService, answers: Answers) -> None:
-        self._model_id = model_id
+        self.model_id = model_id
         self._service = service
         self._answers = answers.remembered
         self._kept = answers.kept
@@ -88,26 +90,27 @@ class InferenceEndpoint:
             answer.set_exception(error if isinstance(error, Exception) else NotReady("the server is stopping"))
 
     def _read(self, body: bytes, asking: Asking) -> tuple[Asked, ServedModel]:
-        model = self._service.catalogue.get(self._model_id)
+        model = self._service.catalogue.get(self.model_id)
         # Before anything is read of it: under overload most of what comes is turned away, and that has to cost little.
         self._service.check_room(model, asking.text[_CHANCE:])
         own_id = asking.id
         arrival = time.time()
         request, id_given = read_request(
-            self._model_id,
+            self.model_id,
             body,
             new_id=lambda: UUID(bytes=own_id),
             arrival=datetime.fromtimestamp(arrival, UTC),
             client_timestamps=model.config.client_timestamps,
         )
         text = str(request.request_id) if id_given else asking.text
-        given = client_key(self._model_id, text, body) if id_given else None
+        given = client_key(self.model_id, text, body) if id_given else None
         # Who has no name and no id is dealt out by chance, and of our own ids the end is chance enough.
         unit = request.user_id or (text if id_given else text[_CHANCE:])
         event_us = int(request.timestamp.timestamp() * 1e6)
         return Asked(
-            request, own_id, given, unit, int(arrival * 1e6), event_us, asking.started, Role.ANSWER, asking.patience
-        ), model
+            request, own_id, given, unit, int(arrival * 1e6), event_us, asking.started, Role.ANSWER, asking.patience,
+            asking.trace,
+        ), model  # fmt: skip
 
     def metadata(self, version: str | None, unit: str) -> Answer:
         """Answer `GET /v2/models/{m}[/versions/{v}]`.
@@ -117,7 +120,7 @@ class InferenceEndpoint:
         """
         model, chosen = self._find(version, unit)
         held = self._service.held(chosen)
-        described = open_inference.model_metadata(self._model_id, sorted(model.versions), chosen.schema, held)
+        described = open_inference.model_metadata(self.model_id, sorted(model.versions), chosen.schema, held)
         return Answer(200, orjson.dumps(described))
 
     def ready(self, version: str | None, unit: str) -> Answer:
@@ -128,7 +131,7 @@ class InferenceEndpoint:
         """
         _, chosen = self._find(version, unit)
         self._service.held(chosen)
-        return Answer(200, orjson.dumps({"name": self._model_id, "version": chosen.version, "ready": True}))
+        return Answer(200, orjson.dumps({"name": self.model_id, "version": chosen.version, "ready": True}))
 
     async def infer(self, body: bytes, version: str | None, asking: Asking) -> Answer:
         """Answer `POST .../infer`; by version it comes from that one, routed or not, as a probe.
@@ -142,17 +145,18 @@ class InferenceEndpoint:
         arrival = time.time()
         arrived_us = int(arrival * 1e6)
         moment = datetime.fromtimestamp(arrival, UTC)
-        request = InferenceRequest(UUID(bytes=asking.id), self._model_id, read.input_data, read.parameters, moment)
+        request = InferenceRequest(UUID(bytes=asking.id), self.model_id, read.input_data, read.parameters, moment)
         role = Role.ANSWER if version is None else Role.PROBE
         asked = Asked(
-            request, asking.id, None, asking.text, arrived_us, arrived_us, asking.started, role, asking.patience
-        )
+            request, asking.id, None, asking.text, arrived_us, arrived_us, asking.started, role, asking.patience,
+            asking.trace,
+        )  # fmt: skip
         response = await self._service.predict(asked, model, chosen)
         given_id = read.id or str(request.request_id)
         return Answer(200, orjson.dumps(open_inference.write_infer(given_id, response, held, read.outputs)))
 
     def _find(self, version: str | None, unit: str) -> tuple[ServedModel, ServedVersion]:
-        model = self._service.catalogue.get(self._model_id)
+        model = self._service.catalogue.get(self.model_id)
         if version is not None:
             return model, model.named(version)
         return model, model.choose(unit)
@@ -170,7 +174,7 @@ class InferenceEndpoint:
         except (TimeoutError, DeadlineExceeded):
             if time.perf_counter() < end:
                 return None
-            raise DeadlineExceeded(self._model_id, timeout) from None
+            raise DeadlineExceeded(self.model_id, timeout) from None
 
     async def _once(self, asked: Asked, given: Sought, model: ServedModel) -> bytes:
         """One computation for one request id, however often and however concurrently it is asked."""

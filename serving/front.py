@@ -1,11 +1,13 @@
 """The outermost layer: every HTTP request is answered here; of LitServe's application only the lifespan is used."""
 
+import os
 import re
+import socket
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
@@ -29,7 +31,11 @@ from serving.model_metrics import SlotMetrics
 from serving.prediction import PredictionService
 from serving.recorder import Recorder
 from serving.short_way import PredictWay
+from serving.tracing import Spot, Trace, Traces
 from serving.version_gauges import VersionGauges
+
+if TYPE_CHECKING:  # its libraries are for those who want it, see _exporter
+    from serving.span_export import SpanExporter
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -47,6 +53,8 @@ TEMPLATES = (
     UNKNOWN_PATH,
 )  # fmt: skip
 """The routes, as metrics and answers name them."""
+PREDICTIONS = frozenset({PREDICT, f"{V2_MODEL}/infer", f"{V2_VERSION}/infer"})
+"""Those that may begin a trace."""
 
 PING_DEADLINE = 0.8
 """Seconds a worker has to answer: under the 1 s that probes wait by default, so that they get our answer."""
@@ -91,6 +99,8 @@ class FrontOptions:
     spool_max_bytes: int  # of this process
     log_predictions: bool
     log_payloads: bool
+    otlp_endpoint: str  # empty: no spans are sent
+    trace_sample_ratio: float
 
 
 class HttpFront:
@@ -113,6 +123,7 @@ class HttpFront:
         self._dispatcher: Dispatcher | None = None
         self._service: PredictionService | None = None
         self._answers: Answers | None = None
+        self._traces = Traces()
         self._ids = PredictionIds()
         read = ("GET", "HEAD")
         self._routes: dict[str, tuple[tuple[str, ...], Handler]] = {
@@ -141,11 +152,14 @@ class HttpFront:
         own_id = self._ids()
         own_text = to_text(own_id)
         request_id = said.request_id or own_text
+        trace = None
+        if said.traceparent or self._traces.begins:
+            trace = self._trace_of(said, scope, place)
         # Each request is a task with a context of its own, so nothing has to be unbound.
-        request_of_the_log.set(request_id)
+        request_of_the_log.set(request_id if trace is None else trace.named(request_id))
         answer: Answer | None = None
         try:
-            asking = Asking(own_id, own_text, started, given_timeout(said.timeout))
+            asking = Asking(own_id, own_text, started, given_timeout(said.timeout), trace)
             handler = self._handler(place.template, method, path)
             answer = await handler(Request(place.model_id, place.version, said, receive, asking))
         except ClientLeft:
@@ -154,10 +168,13 @@ class HttpFront:
             answer = self._refusal(error, place.template, request_id)
         status = _LEFT
         if answer is not None and not has_left(receive):
-            await send(self._start(answer, request_id))
+            await send(self._start(answer, request_id, trace))
             await send({"type": "http.response.body", "body": answer.body})
             status = answer.status
-        self._recorder.observe(place.template, method, status, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        self._recorder.observe(place.template, method, status, seconds)
+        if trace is not None:
+            trace.end(None if status == _LEFT else status, seconds)
 
     def stop(self) -> None:
         """From now on each answer asks its client to connect elsewhere, and readiness is refused."""
@@ -181,6 +198,8 @@ class HttpFront:
         link = AgentLink(options.agent_address, options.replica_folder / "table.json", self._catalogue, gauges.follow)
         kept = KeptAnswers(options.replica_folder / "answers", options.slot)
         self._answers = Answers(RememberedAnswers(), kept, _logged_answers(link) if options.log_predictions else None)
+        exporter = self._exporter()
+        self._traces = Traces(exporter, options.trace_sample_ratio)
         await self._dispatcher.start()
         await link.start()
         try:
@@ -190,6 +209,8 @@ class HttpFront:
             await self._dispatcher.close()
             log_of_predictions.close()
             kept.close()
+            if exporter is not None:
+                exporter.close()
 
     def _refusal(self, error: Exception, template: str, request_id: str) -> Answer:
         """The answer to what a handler raised."""
@@ -204,6 +225,29 @@ class HttpFront:
     def _count_predict(self, status: int | None, seconds: float) -> None:
         self._recorder.observe(PREDICT, "POST", _LEFT if status is None else status, seconds)
 
+    def _trace_of(self, said: Said, scope: Scope, place: Place) -> Trace | None:
+        """What the request is part of. Only predictions begin a trace where there is none."""
+        if not said.traceparent and place.template not in PREDICTIONS:
+            return None
+        route = "" if place.template == UNKNOWN_PATH else place.template
+        spot = Spot(scope["method"], route, scope["path"], place.model_id)
+        return self._traces.of(said.traceparent, spot, scope["headers"])
+
+    def _exporter(self) -> "SpanExporter | None":
+        """What takes the spans, working; None where nobody wants them: then nothing of it is imported."""
+        options = self._options
+        if not options.otlp_endpoint:
+            return None
+        from serving.span_export import SpanExporter
+
+        exporter = SpanExporter(
+            options.otlp_endpoint,
+            lambda count: self._pen.event("spans_dropped", count),
+            instance=f"{socket.gethostname()}:{os.getpid()}",
+        )
+        exporter.start()
+        return exporter
+
     def _handler(self, template: str, method: str, path: str) -> Handler:
         route = self._routes.get(template)
         if route is None:
@@ -213,7 +257,7 @@ class HttpFront:
             raise MethodNotAllowed(method, list(allowed))
         return handler
 
-    def _start(self, answer: Answer, request_id: str) -> MutableMapping[str, Any]:
+    def _start(self, answer: Answer, request_id: str, trace: Trace | None) -> MutableMapping[str, Any]:
         # A new list each time: what sits between us and the socket may append to it.
         headers = [
             (b"content-type", answer.content_type),
@@ -221,6 +265,8 @@ class HttpFront:
             (b"x-request-id", request_id.encode()),
             *answer.headers,
         ]
+        if trace is not None:
+            headers.append((b"traceparent", trace.header))
         if self.stopping:
             headers.append((b"connection", b"close"))
         return {"type": "http.response.start", "status": answer.status, "headers": headers}
@@ -298,7 +344,7 @@ class HttpFront:
             self._catalogue.get(model_id)  # else names that anybody may invent would be kept
             self._endpoints[model_id] = InferenceEndpoint(model_id, self._service, self._answers)
             self.short_ways[PREDICT.format(model_id=model_id).encode()] = PredictWay(
-                self._endpoints[model_id], self._ids, self._refuse_predict, self._count_predict
+                self._endpoints[model_id], self._ids, self._refuse_predict, self._count_predict, self._traces, PREDICT
             )
         return self._endpoints[model_id]
 

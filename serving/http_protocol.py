@@ -21,7 +21,9 @@ from serving.answers import Answer
 from serving.contracts import InferenceResponse
 from serving.errors import BodyTooSlow
 from serving.ids import to_text
-from serving.intake import BODY_TIMEOUT, Said, read_headers
+from serving.intake import BODY_TIMEOUT, Headers, Said, read_headers
+from serving.logs import Traced
+from serving.tracing import Trace
 
 SHORT_BODY = 64 * 1024
 """Bytes. Of longer bodies uvicorn holds back a part until somebody asks for it."""
@@ -33,8 +35,15 @@ _JSON = b"application/json"
 class ShortWay(Protocol):
     """Where a predict request of one model goes."""
 
+    begins_traces: bool
+    """Whether requests that come without a trace have to be asked about."""
+
     def new_id(self) -> bytes:
         """For the request."""
+        ...
+
+    def trace_of(self, said: Said, url: bytes, headers: Headers) -> Trace | None:
+        """What the request is part of, if anything."""
         ...
 
     def begin(self, way: "Short", body: bytes) -> None:
@@ -162,7 +171,7 @@ class Short:
 
     __slots__ = (
         "_settled", "_timer", "_way", "body", "disconnected", "id", "keep_alive", "message_event", "more_body",
-        "protocol", "request_id", "response_complete", "said", "started", "text",
+        "named", "protocol", "request_id", "response_complete", "said", "started", "text", "trace",
     )  # fmt: skip
 
     def __init__(self, protocol: PredictProtocol, way: ShortWay, said: Said, *, keep_alive: bool) -> None:
@@ -172,6 +181,11 @@ class Short:
         self.id = way.new_id()
         self.text = to_text(self.id)
         self.request_id = said.request_id or self.text
+        self.named: str | Traced = self.request_id  # in the log
+        self.trace: Trace | None = None
+        if said.traceparent or way.begins_traces:
+            self.trace = trace = way.trace_of(said, protocol.url, protocol.headers)
+            self.named = self.request_id if trace is None else trace.named(self.request_id)
         self._way = way
         self._settled = False
         self._timer: asyncio.TimerHandle | None = None
@@ -242,6 +256,8 @@ class Short:
             parts += (name, b": ", value, b"\r\n")
         if not stays and not any(name == b"connection" for name, _ in answer.headers):
             parts.append(b"connection: close\r\n")
+        if self.trace is not None:
+            parts += (b"traceparent: ", self.trace.header, b"\r\n")
         parts += (
             b"content-type: ", answer.content_type,
             b"\r\ncontent-length: ", b"%d" % len(answer.body),
@@ -254,7 +270,10 @@ class Short:
         self.response_complete = True
         if self._timer is not None:
             self._timer.cancel()
-        self._way.ended(status, time.perf_counter() - self.started)
+        seconds = time.perf_counter() - self.started
+        self._way.ended(status, seconds)
+        if self.trace is not None:
+            self.trace.end(status, seconds)
 
 
 _NO_EVENT = _NoEvent()

@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import MutableMapping
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from structlog.contextvars import bound_contextvars
@@ -28,7 +28,15 @@ working_on = bound_contextvars
 """`with working_on(request_id=..., change_id=..., test_id=...):` puts the ids on every line logged inside."""
 
 
-request_of_the_log: ContextVar[str | None] = ContextVar("request_of_the_log", default=None)
+class Traced(NamedTuple):
+    """A request that is part of a trace, as its log lines name it."""
+
+    request_id: str
+    trace_id: str
+    span_id: str
+
+
+request_of_the_log: ContextVar[str | Traced | None] = ContextVar("request_of_the_log", default=None)
 """The id of the request that the current task is for; on every line that is logged in it. Cheaper than the above."""
 
 
@@ -50,9 +58,12 @@ def _without_secrets(_logger: Any, _method: str, event: EventDict) -> EventDict:
 
 
 def _name_request(_logger: Any, _method: str, event: EventDict) -> EventDict:
-    request_id = request_of_the_log.get()
-    if request_id is not None:
-        event.setdefault("request_id", request_id)
+    named = request_of_the_log.get()
+    if isinstance(named, Traced):
+        for key, value in named._asdict().items():
+            event.setdefault(key, value)
+    elif named is not None:
+        event.setdefault("request_id", named)
     return event
 
 

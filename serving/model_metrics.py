@@ -10,7 +10,7 @@ from serving.contracts import Stages
 SLOTS = 256
 """Versions that have series at once; the agent deals the slots out."""
 OUTCOMES = (200, 429, 500, 503, 504)
-EVENTS = ("retried", "late", "lost", "refused", "predictions_dropped", "payloads_dropped")
+EVENTS = ("retried", "late", "lost", "refused", "predictions_dropped", "payloads_dropped", "spans_dropped")
 _EVENT_TEXTS = {
     "retried": "Calls asked again because their worker ended.",
     "late": "Answers that came after their deadline and were dropped.",
@@ -18,6 +18,7 @@ _EVENT_TEXTS = {
     "refused": "Repetitions of a call that had ended two workers.",
     "predictions_dropped": "Predictions that could not be kept for the log.",
     "payloads_dropped": "Payloads that were not kept for the log.",
+    "spans_dropped": "Spans that the collector of traces did not get.",
 }
 STAGE_BUCKETS = (
     0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,

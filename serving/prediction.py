@@ -30,6 +30,7 @@ from serving.errors import (
 from serving.lane import Settable
 from serving.recorder import Payload, PredictionRecord, Recorder
 from serving.stored_answer import Sought, StoredAnswer
+from serving.tracing import Trace
 
 LOGGED_STATUS: dict[type[Exception], int] = {DeadlineExceeded: 504, ModelError: 500, WorkerLost: 503}
 """Failures that count against a version, with the status they are logged and answered with."""
@@ -68,6 +69,7 @@ class Asked(NamedTuple):
     started: float  # time.perf_counter() at the request's headers
     role: Role
     timeout: float | None  # seconds, where the client wants an answer earlier than the model's configuration says
+    trace: Trace | None = None
 
     def within(self, configured: float) -> float:
         """Seconds from its headers to its deadline, where the model's configuration says `configured`."""
@@ -222,6 +224,8 @@ class _UnderWay:
         stages = Stages(self._sent - asked.started, queue, compute, now - back)
         slot = version.entry.slot
         service.tracker.answered(slot, stages, rows.size, outcome.batch_rows)
+        if asked.trace is not None:
+            asked.trace.asked(version.version, str(asked.request.request_id), stages)
         service.tracker.under_way(slot, self._admission.under_way)
         metadata = {
             "model_id": version.model_id,
@@ -247,6 +251,8 @@ class _UnderWay:
             # Written at the end of this turn of the event loop, before the task that waits has its own.
             service.recorder.add(_record(self._asked, self._version, status, seconds, []))
         service.tracker.under_way(slot, self._admission.under_way)
+        if self._asked.trace is not None:
+            self._asked.trace.asked(self._version.version, str(self._asked.request.request_id))
         return error
 
 

@@ -220,6 +220,8 @@ class _Engine(litserve.LitServer):  # type: ignore[misc]  # LitServe has no type
             spool_max_bytes=settings.spool_max_bytes // settings.api_processes,
             log_predictions=settings.log_predictions,
             log_payloads=settings.log_predictions and settings.log_payloads,
+            otlp_endpoint=settings.otlp_endpoint,
+            trace_sample_ratio=settings.trace_sample_ratio,
         )
         return HttpFront(app, options=options, metrics=self._metrics, slot_metrics=self._slot_metrics)
 

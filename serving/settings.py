@@ -75,6 +75,17 @@ class ServingSettings(BaseSettings):
     drain_timeout: float = Field(
         10.0, gt=0, le=600, description="Seconds that requests under way get to finish when the data plane stops."
     )
+    otlp_endpoint: str = Field(
+        "",
+        pattern=r"^(https?://[^\s/@]+(/\S*)?)?$",
+        description="URL that spans of predictions are sent to by OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces. Default: none are.",
+    )
+    trace_sample_ratio: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the predictions without a traceparent that begin a trace of their own, where spans are sent. With one, whoever began it decides.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe level that is logged."
     )

@@ -6,8 +6,9 @@ from serving.answers import Answer
 from serving.endpoint import Asking, InferenceEndpoint
 from serving.http_protocol import Short
 from serving.ids import PredictionIds
-from serving.intake import given_timeout
+from serving.intake import Headers, Said, given_timeout
 from serving.logs import request_of_the_log
+from serving.tracing import Spot, Trace, Traces
 
 
 class PredictWay:
@@ -19,26 +20,39 @@ class PredictWay:
         ids: PredictionIds,
         refuse: Callable[[Exception, str], Answer],
         count: Callable[[int | None, float], None],
+        traces: Traces,
+        route: str,
     ) -> None:
-        """`refuse`: an error and the request's id as an answer; `count`: the status, None without one, and seconds."""
+        """`refuse`: an error and the request's id as an answer; `count`: the status, None without one, and seconds.
+
+        `route` is the template that traces name it by.
+        """
         self._endpoint = endpoint
+        self._traces = traces
+        self._route = route
+        self.begins_traces = traces.begins
         self._refuse = refuse
         self.new_id = ids
         self.ended = count
 
+    def trace_of(self, said: Said, url: bytes, headers: Headers) -> Trace | None:
+        """See ShortWay."""
+        spot = Spot("POST", self._route, url.decode("latin-1"), self._endpoint.model_id)
+        return self._traces.of(said.traceparent, spot, headers)
+
     def begin(self, way: Short, body: bytes) -> None:
         """See ShortWay. Raises what the endpoint raises at once."""
         # Other requests are served in the same context, so what is set here is taken back.
-        token = request_of_the_log.set(way.request_id)
+        token = request_of_the_log.set(way.named)
         try:
-            asking = Asking(way.id, way.text, way.started, given_timeout(way.said.timeout))
+            asking = Asking(way.id, way.text, way.started, given_timeout(way.said.timeout), way.trace)
             self._endpoint.begin(body, asking, way)
         finally:
             request_of_the_log.reset(token)
 
     def refusal(self, way: Short, error: Exception) -> Answer:
         """See ShortWay."""
-        token = request_of_the_log.set(way.request_id)
+        token = request_of_the_log.set(way.named)
         try:
             return self._refuse(error, way.request_id)
         finally:

@@ -60,6 +60,15 @@ def test_bytes_pass_through_unchanged_both_ways(client: TestClient, data_plane: 
     assert answer.headers["content-type"] == "application/json"
 
 
+def test_a_trace_is_passed_on_and_back(client: TestClient, data_plane: PlayedDataPlane) -> None:
+    """Whoever uses this address could not follow a request any further than to it."""
+    asked, answered = (f"00-{'a' * 32}-{span * 16}-01" for span in "bc")
+    data_plane.headers["Traceparent"] = answered
+    answer = client.post(PREDICT, json={}, headers={"traceparent": asked, "tracestate": "vendor=1"})
+    ((_, _, sent, _),) = data_plane.asked
+    assert (sent["traceparent"], sent["tracestate"], answer.headers["traceparent"]) == (asked, "vendor=1", answered)
+
+
 @pytest.mark.parametrize("status", [400, 404, 422, 429, 500, 503, 504])
 def test_every_answer_is_the_data_planes_own(client: TestClient, data_plane: PlayedDataPlane, status: int) -> None:
     """A client must not have to care which address it uses."""

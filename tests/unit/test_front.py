@@ -32,6 +32,8 @@ def _front() -> HttpFront:
         spool_max_bytes=1024,
         log_predictions=False,
         log_payloads=False,
+        otlp_endpoint="",
+        trace_sample_ratio=0.0,
     )
     return HttpFront(litserves, options=options, metrics=counted, slot_metrics=SlotMetrics(1))
 

@@ -42,6 +42,7 @@ class Kind(IntEnum):
     CONTROL = 9  # to the worker: load, unload or configure (JSON)
     REPORT = 10  # from the worker, with the control's id: what came of it (JSON)
     TABLE = 11  # from the agent: everything an HTTP process needs to know to route (JSON)
+    BEGUN = 13  # from the worker, with the question's id: one that must be alone is being computed from now on
     APPLIED = 12  # to the agent: the table of this generation counts from now on (JSON)
     SEEK = 13  # to the agent: clients' request ids that an HTTP process does not know (serving/stored_answer.py)
     FOUND = 14  # from the agent, with the SEEK's id: what the database knows of them

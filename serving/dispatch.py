@@ -301,10 +301,9 @@ class Dispatcher:
                 self._retrying = None
             if call.answer.done():
                 call.settle()
-            elif call.retried:
+            elif call.begun:
                 self._blame(call)
             else:
-                call.retried = True
                 call.question = call.question._replace(solo=True)
                 orphans.append(call)
         if orphans:

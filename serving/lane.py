@@ -53,7 +53,7 @@ class Asker(Protocol):
 class Call:
     """One question to the workers until it is settled. Its answer may come to nobody: the deadline comes first."""
 
-    __slots__ = ("answer", "asker", "body", "gate", "question", "retried", "settled", "version")
+    __slots__ = ("answer", "asker", "begun", "body", "gate", "question", "settled", "version")
 
     def __init__(
         self, question: Question, body: bytes, version: bytes, gate: Gate, asker: Asker, answer: Settable
@@ -64,7 +64,8 @@ class Call:
         self.gate = gate
         self.asker = asker
         self.answer = answer
-        self.retried = False
+        self.begun = False
+        """Whether a worker has said that it computes it, alone."""
         self.settled = False
 
     def settle(self) -> None:
@@ -200,6 +201,9 @@ class Lane(asyncio.Protocol):
             self.moved = self.heard
             if call is not None:
                 self._owner.replied(self, call, frame)
+        elif frame.kind is Kind.BEGUN:
+            if frame.id in self.calls:
+                self.calls[frame.id].begun = True
         elif frame.kind is Kind.PONG:
             if frame.id == self._pings:
                 self.round_trip = time.perf_counter() - self._pinged_at

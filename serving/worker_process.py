@@ -112,6 +112,9 @@ class Worker:
         model = self._holdings.find(version_key(model_id, version))
         if model is None:  # dropped while they waited
             return refuse_unknown(batch.requests)
+        for each in batch.requests:
+            if each.question.solo:  # if this process ends now, that is what it ended of
+                self._send(each.sender, pack(Kind.BEGUN, each.id))
         limit = self._holdings.timeout(model_id) + GRACE
         try:
             return run_batch(batch, model, variant, lambda: self._set_busy_until(time.monotonic() + limit))

@@ -113,7 +113,9 @@ class _Trial:
         self._house.want("hog", "1")
         reason = self._house.wait_failed("hog", "1")
         self._verdict.require(str(BUDGET_MB) in reason, f"the hog was refused without the budget named: {reason}")
-        self._verdict.require(worker_pids(self._house) == before, "a hog that was refused took workers along")
+        # The spare is where it proves itself, and may be ended for what it takes meanwhile.
+        ended = len(before - worker_pids(self._house))
+        self._verdict.require(ended <= 1, f"a hog that was refused took {ended} workers along")
         self._verdict.figure(f"a model of {HOG_MB} MB where {BUDGET_MB} MB are allowed", "refused")
 
     def report(self, times: int) -> None:

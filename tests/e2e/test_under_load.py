@@ -60,7 +60,6 @@ def test_who_leaves_or_hurries_takes_nothing_away(own: ServingHouse) -> None:
     try_on(own, leave_and_hurry_on, 1)
 
 
-@pytest.mark.xfail(reason="a client is missed only while its body is read, not while its answer is waited for")
 def test_who_leaves_is_counted(own: ServingHouse) -> None:
     """Clients that give up, because it takes too long, would look like clients that were served."""
     try_on(own, count_leavers_on, 1)

@@ -104,6 +104,8 @@ class Speaker:
                 writer.write(b"".join(pack(Kind.PONG, frame.id) for frame in frames if frame.kind is Kind.PING))
             for frame in frames:
                 if frame.kind is Kind.PREDICT and self._reply is not None:
+                    if Question.unpack(frame.payload)[0].solo:
+                        writer.write(pack(Kind.BEGUN, frame.id))
                     answer = self._reply(frame)
                     if answer is None:
                         writer.close()

@@ -22,7 +22,7 @@ _AT_ONCE = 8
 _PAUSE = 0.0005
 """Seconds after each few: encoding holds the interpreter's lock, and the event loop of this process wants it too."""
 _PATIENCE = 5.0
-_LAST_PATIENCE = 1.0
+_LAST_PATIENCE = 3.0
 _QUIET_SECONDS = 60.0
 
 log = logger(__name__)
@@ -61,7 +61,7 @@ class SpanExporter:
         self._thread.start()
 
     def close(self) -> None:
-        """Send what waits if that is done within a second, and end."""
+        """Send what waits if that is done within some seconds, and end."""
         self._closing.set()
         self._wake.set()
         self._thread.join(_LAST_PATIENCE)
@@ -77,9 +77,11 @@ class SpanExporter:
             self._wake.set()
 
     def _run(self) -> None:
-        while not self._closing.is_set():
+        ended = False
+        while not ended:
             self._wake.wait(self._interval)
             self._wake.clear()
+            ended = self._closing.is_set()  # asked before the last look, so that nothing is added after it
             while batch := self._taken(_BATCH):
                 self._send(batch)
 

@@ -65,10 +65,13 @@ class Measured:
 def main(arguments: Sequence[str]) -> int:
     """Measure, print, perhaps write the page; the exit status."""
     options = _options(arguments)
+    if options.only and "inference" not in options.only:
+        return 0
+    rounds = 1 if options.quick else max(1, options.rounds)
     found = []
     with threadpool_limits(1):  # as in a worker
         for make in _CASES:
-            found.append(_measure(make(), max(1, options.rounds)))
+            found.append(_measure(make(), rounds))
             print(found[-1].title, found[-1].record, flush=True)
     print(pages.table(_HEAD, [_cells(each) for each in found]))
     if options.write:
@@ -80,6 +83,8 @@ def main(arguments: Sequence[str]) -> int:
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.inference", description=__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="measurements of each figure (default: 7)")
+    parser.add_argument("--quick", action="store_true", help="one measurement of each figure")
+    parser.add_argument("--only", nargs="+", metavar="PART", help="does nothing unless `inference` is among them")
     parser.add_argument("--write", action="store_true", help="write the figures into docs/performance.md")
     return parser.parse_args(arguments)
 

@@ -168,6 +168,7 @@ def test_nothing_is_imported_that_nobody_asked_for(house: ServingHouse, traced: 
         return any("google/_upb" in each.path for each in process.memory_maps())
 
     assert [has_protobuf(each) for each in traced.plane.apis()] == [True]
+    eventually(lambda: len(house.plane.apis()) == 1, "the HTTP process is there")
     assert [has_protobuf(each) for each in house.plane.apis()] == [False]
     house.serve(zoo.get("raises"), "untraced")
     answer = house.predict("untraced", body_of(zoo), headers=traceparent())

@@ -97,7 +97,7 @@ def test_a_request_that_hangs_is_seen() -> None:
     with server(hang) as port:
         (outcome,) = ask_all(port, [question()], 1)
     assert outcome.fate is Fate.HUNG
-    assert DEADLINE + GRACE <= outcome.seconds < DEADLINE + GRACE + 5
+    assert DEADLINE + GRACE - 0.01 <= outcome.seconds < DEADLINE + GRACE + 5  # the event loop counts milliseconds
 
 
 def test_a_reset_is_excused_only_by_what_explains_it() -> None:

@@ -227,11 +227,10 @@ class HttpFront:
 
     def _trace_of(self, said: Said, scope: Scope, place: Place) -> Trace | None:
         """What the request is part of. Only predictions begin a trace where there is none."""
-        if not said.traceparent and place.template not in PREDICTIONS:
-            return None
         route = "" if place.template == UNKNOWN_PATH else place.template
         spot = Spot(scope["method"], route, scope["path"], place.model_id)
-        return self._traces.of(said.traceparent, spot, scope["headers"])
+        may_begin = place.template in PREDICTIONS
+        return self._traces.of(said.traceparent, spot, scope["headers"], may_begin=may_begin)
 
     def _exporter(self) -> "SpanExporter | None":
         """What takes the spans, working; None where nobody wants them: then nothing of it is imported."""

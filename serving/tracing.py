@@ -105,11 +105,16 @@ class Traces:
         self._sink = sink
         self._below = int(ratio * 2**56)
 
-    def of(self, traceparent: bytes, spot: Spot, headers: list[tuple[bytes, bytes]]) -> Trace | None:
-        """The trace of a request with this header, which may be empty or invalid; `headers` are all of them."""
+    def of(
+        self, traceparent: bytes, spot: Spot, headers: list[tuple[bytes, bytes]], *, may_begin: bool = True
+    ) -> Trace | None:
+        """The trace of a request with this header, which may be empty or invalid; `headers` are all of them.
+
+        `may_begin`: whether it may begin one of its own.
+        """
         found = _TRACEPARENT.fullmatch(traceparent)
         if found is None:
-            return self._begun(spot) if self.begins else None
+            return self._begun(spot) if self.begins and may_begin else None
         trace_id, parent_id, given = found.groups()
         flags = int(given, 16) & _KNOWN_FLAGS
         sink = self._sink if flags & SAMPLED else None

@@ -229,7 +229,10 @@ def test_probes_begin_no_trace() -> None:
     """Health checks and scrapes would fill the collector."""
     sink = Kept()
     asked = [f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode() for path in ("/health/live", "/metrics", "/nowhere")]
-    asked.append(f"GET /nowhere HTTP/1.1\r\nhost: x\r\ntraceparent: {VALID}\r\n\r\n".encode())
+    asked += [
+        f"GET /nowhere HTTP/1.1\r\nhost: x\r\ntraceparent: {given_header}\r\n\r\n".encode()
+        for given_header in (VALID.upper(), VALID)
+    ]
     answers = _exchange(_Breaks(), Traces(sink, ratio=1.0), *asked)
-    assert [b"traceparent" in each for each in answers] == [False, False, False, True]
+    assert [b"traceparent" in each for each in answers] == [False, False, False, False, True]
     assert [(each.spot.route, each.status) for each in sink] == [("", 404)]

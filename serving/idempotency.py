@@ -1,6 +1,6 @@
 """One answer per request id of a client: repetitions within ten minutes get it again, concurrent ones share it.
 
-What is not remembered here is looked for on disk and in the database: docs/decisions/0009-one-answer-per-request-id.md
+What is not remembered here is looked for on disk and in the database: docs/decisions/0011-one-answer-per-request-id.md
 """
 
 import asyncio

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-import pytest
+from structlog.testing import capture_logs
 
 from serving.kept_answers import Kept, KeptAnswers
 
@@ -75,11 +75,12 @@ def test_what_a_power_cut_damaged_is_not_answered(tmp_path: Path) -> None:
     assert kept.find(key) is None
 
 
-def test_a_disk_that_refuses_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_disk_that_refuses_stops_nothing(tmp_path: Path) -> None:
     """Predictions would fail for want of a convenience."""
     (tmp_path / "answers").write_text("in the way")
-    kept = KeptAnswers(tmp_path / "answers", 0)
-    kept.keep(key_of(1), DIGEST, b"answer")
-    assert kept.find(key_of(1)) is None
-    kept.close()
-    assert "cannot be kept" in capsys.readouterr().out
+    with capture_logs() as lines:
+        kept = KeptAnswers(tmp_path / "answers", 0)
+        kept.keep(key_of(1), DIGEST, b"answer")
+        assert kept.find(key_of(1)) is None
+        kept.close()
+    assert [each["log_level"] for each in lines] == ["warning"]

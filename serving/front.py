@@ -5,6 +5,7 @@ import re
 import socket
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -200,17 +201,23 @@ class HttpFront:
         self._answers = Answers(RememberedAnswers(), kept, _logged_answers(link) if options.log_predictions else None)
         exporter = self._exporter()
         self._traces = Traces(exporter, options.trace_sample_ratio)
-        await self._dispatcher.start()
-        await link.start()
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            await link.close()
-            await self._dispatcher.close()
-            log_of_predictions.close()
-            kept.close()
+        async with AsyncExitStack() as closing:  # the last one first
             if exporter is not None:
-                exporter.close()
+                closing.callback(exporter.close)
+            closing.callback(kept.close)
+            closing.callback(log_of_predictions.close)
+            closing.push_async_callback(self._dispatcher.close)
+            closing.push_async_callback(link.close)
+
+            async def send_when_closed(message: MutableMapping[str, Any]) -> None:
+                # uvicorn waits for this message and for nothing behind it: after a signal the process ends with it.
+                if message["type"].startswith("lifespan.shutdown."):
+                    await closing.aclose()
+                await send(message)
+
+            await self._dispatcher.start()
+            await link.start()
+            await self._app(scope, receive, send_when_closed)
 
     def _refusal(self, error: Exception, template: str, request_id: str) -> Answer:
         """The answer to what a handler raised."""

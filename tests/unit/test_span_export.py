@@ -150,7 +150,7 @@ def test_it_ends_in_time_and_counts_what_was_left() -> None:
             wait_until(lambda: not exporter._waiting, "the first to be on its way")
             ended(exporter)
             began = time.monotonic()
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 5  # it waits for 3
         assert dropped == [1]
 
 

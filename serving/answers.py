@@ -47,6 +47,9 @@ STATUS_OF: dict[type[SwitchyardError], int] = {
 """The one table from what went wrong to the answer's status; a subclass that is not in it has its parent's."""
 
 
+CLOSE = (b"connection", b"close")
+
+
 class Answer(NamedTuple):
     """What a handler returns."""
 
@@ -54,6 +57,23 @@ class Answer(NamedTuple):
     body: bytes
     content_type: bytes = b"application/json"
     headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+def headers_of(
+    answer: Answer, request_id: str, traceparent: bytes | None, *, closing: bool
+) -> list[tuple[bytes, bytes]]:
+    """The headers of a response. `closing`: the connection ends with it, whatever the answer itself says of that."""
+    headers = [
+        (b"content-type", answer.content_type),
+        (b"content-length", b"%d" % len(answer.body)),
+        (b"x-request-id", request_id.encode()),
+        *answer.headers,
+    ]
+    if traceparent is not None:
+        headers.append((b"traceparent", traceparent))
+    if closing and CLOSE not in answer.headers:
+        headers.append(CLOSE)
+    return headers
 
 
 def status_of(error: BaseException) -> int | None:
@@ -74,5 +94,5 @@ def refusal(error: SwitchyardError) -> Answer:
     elif isinstance(error, MethodNotAllowed):
         headers = ((b"allow", ", ".join(error.allowed).encode()),)
     elif isinstance(error, BodyTooLarge | BodyTooSlow):
-        headers = ((b"connection", b"close"),)  # what is still to come of the body is not waited for
+        headers = (CLOSE,)  # what is still to come of the body is not waited for
     return Answer(status, orjson.dumps(error.body()), headers=headers)

@@ -4,10 +4,8 @@ import asyncio
 import contextlib
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import orjson
@@ -16,14 +14,10 @@ from serving.channel import Frame, Kind, Outcome, Question, split_key
 from serving.contracts import Held
 from serving.errors import BrokenChannel, DeadlineExceeded, ModelError, NotReady, SwitchyardError, WorkerLost
 from serving.lane import Asker, Call, Gate, Lane, Settable
-from serving.logs import logger
+from serving.retries import REFUSED_FOR, Retries
 
 RECONNECT_AFTER = 0.02
 """Seconds between two attempts to reach a worker."""
-RETRY_PATIENCE = 3.0
-"""Seconds that a call whose worker died waits for another one; a worker is back in a tenth, plus its models' loading."""
-REFUSED_FOR = 60.0
-"""Seconds for which a question is refused that two workers died of."""
 STUCK_AFTER = 0.25
 """Seconds without an answer after which a worker that has calls gets no more while another one is free."""
 PACKED_UNDER = 0.001
@@ -33,8 +27,6 @@ _CLOCK_STEP = 0.001  # the event loop counts milliseconds, so a timer may be tha
 _FIRST_CONNECT = 0.25
 _STRAGGLERS = 0.05
 _BUSY_WINDOW = 5.0
-
-log = logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,9 +74,7 @@ class Dispatcher:
         self._all_connected = asyncio.Event()
         self._keepers: list[asyncio.Task[None]] = []
         self._loop = asyncio.get_running_loop()
-        self._orphans: deque[Call] = deque()
-        self._retrying: Call | None = None
-        self._refused: dict[bytes, float] = {}
+        self._retries = Retries(self._lane_for_retry, on_event)
         self._able: dict[bytes, _Able] = {}
         self._read: list[tuple[Settable, Any]] = []
         self._watch: asyncio.TimerHandle | None = None
@@ -134,7 +124,7 @@ class Dispatcher:
             WorkerLost: workers died of this very question a moment ago; the gate was left.
         """
         lane = self._pick(version)
-        if lane is None or (self._refused and self._is_refused(question.key, body)):
+        if lane is None or self._retries.refuses(question.key, body):
             gate.leave()
             if lane is None:
                 raise NotReady("no worker holds this version at the moment")
@@ -179,14 +169,12 @@ class Dispatcher:
         self._let_go()
         self._able.clear()
         self._tell()
-        self._retry_next()
+        self._retries.go_on()
 
     def replied(self, lane: Lane, call: Call, frame: Frame) -> None:
         """See LaneOwner."""
         call.settle()
-        if call is self._retrying:
-            self._retrying = None
-            self._loop.call_soon(self._retry_next)
+        self._retries.replied(call)
         if call.answer.done():
             self._count("late", 1)
         elif frame.kind is Kind.ANSWER:
@@ -280,14 +268,9 @@ class Dispatcher:
             self._watch_for(following)
 
     def _all_calls(self) -> Iterator[Iterable[Call]]:
-        yield self._orphans
+        yield self._retries.waiting
         for lane in self._every_lane:
             yield lane.calls.values()
-
-    def _is_refused(self, key: bytes, body: bytes) -> bool:
-        now = time.monotonic()
-        self._refused = {digest: until for digest, until in self._refused.items() if until > now}
-        return _digest(key, body) in self._refused
 
     def _take_away(self, lane: Lane) -> None:
         """A lane is lost: what was under way on it is asked once more, singly, on the spare."""
@@ -295,54 +278,7 @@ class Dispatcher:
         if self._lanes.get(lane.worker) is lane:
             del self._lanes[lane.worker]
         calls, lane.calls = list(lane.calls.values()), {}
-        orphans = []
-        for call in calls:
-            if call is self._retrying:
-                self._retrying = None
-            if call.answer.done():
-                call.settle()
-            elif call.begun:
-                self._blame(call)
-            else:
-                call.question = call.question._replace(solo=True)
-                orphans.append(call)
-        if orphans:
-            self._count("retried", len(orphans))
-            log.warning("worker lost, its calls are asked again", worker=lane.worker, calls=len(orphans))
-            self._orphans.extend(orphans)
-            self._loop.call_later(RETRY_PATIENCE, self._give_up, orphans)
-
-    def _blame(self, call: Call) -> None:
-        """Two workers have died under this call, the second time alone: it is what they died of."""
-        self._count("lost", 1)
-        self._refused[_digest(call.question.key, call.body)] = time.monotonic() + REFUSED_FOR
-        log.error("a request ended two workers and is refused from now on", seconds=REFUSED_FOR)
-        call.fail(WorkerLost("the worker ended while it computed this input, and so did the next one"))
-        call.settle()
-
-    def _give_up(self, orphans: list[Call]) -> None:
-        """Nobody has come for them. While they are asked one after the other, each has until its own deadline."""
-        if self._retrying is not None:
-            self._loop.call_later(RETRY_PATIENCE, self._give_up, orphans)
-            return
-        for call in orphans:
-            if call in self._orphans:
-                self._orphans.remove(call)
-                self._count("lost", 1)
-                call.fail(WorkerLost("the worker ended, and no other one has come in its place"))
-                call.settle()
-
-    def _retry_next(self) -> None:
-        """One at a time, so that the one that kills its worker is known by it, and takes no other along."""
-        while self._orphans and self._retrying is None:
-            if self._orphans[0].answer.done():
-                self._orphans.popleft().settle()
-                continue
-            lane = self._lane_for_retry(self._orphans[0].version)
-            if lane is None:
-                return  # until a worker says that it holds the version, or patience ends
-            self._retrying = self._orphans.popleft()
-            lane.send(self._retrying)
+        self._retries.take(lane.worker, calls)
 
     def _lane_for_retry(self, version: bytes) -> Lane | None:
         spare = self._lanes.get(self._spare)
@@ -403,10 +339,6 @@ def _burden(lane: Lane, stuck_before: float) -> tuple[int, int]:
     """Whether it is stuck (1), then how many calls it has: less is better."""
     calls = len(lane.calls)
     return int(calls > 0 and lane.moved < stuck_before), calls
-
-
-def _digest(key: bytes, body: bytes) -> bytes:
-    return blake2b(key + b"\0" + body, digest_size=16).digest()
 
 
 def _failure(call: Call, payload: bytes) -> SwitchyardError:

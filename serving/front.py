@@ -1,7 +1,6 @@
 """The outermost layer: every HTTP request is answered here; of LitServe's application only the lifespan is used."""
 
 import os
-import re
 import socket
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -13,9 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 
 from serving.agent_link import AgentLink
-from serving.answers import Answer, refusal, status_of
+from serving.answers import Answer, headers_of, refusal, status_of
 from serving.catalogue import Catalogue
-from serving.channel import version_key
 from serving.dispatch import Dispatcher
 from serving.endpoint import Answers, Asking, InferenceEndpoint
 from serving.errors import InternalError, MethodNotAllowed, NotReady, PathNotFound, SwitchyardError
@@ -29,7 +27,9 @@ from serving.logs import logger, request_of_the_log
 from serving.metrics import CONTENT_TYPE as METRICS_TYPE
 from serving.metrics import Metrics
 from serving.model_metrics import SlotMetrics
+from serving.places import PREDICT, PREDICTIONS, UNKNOWN_PATH, V2_MODEL, V2_VERSION, Place, locate
 from serving.prediction import PredictionService
+from serving.readiness import Readiness
 from serving.recorder import Recorder
 from serving.short_way import PredictWay
 from serving.tracing import Spot, Trace, Traces
@@ -42,26 +42,6 @@ Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-PREDICT = "/ml/models/{model_id}/predict"
-FIXED = ("/health/live", "/health/ready", "/v2", "/v2/health/live", "/v2/health/ready", "/metrics")
-V2_MODEL = "/v2/models/{model_id}"
-V2_VERSION = "/v2/models/{model_id}/versions/{version}"
-UNKNOWN_PATH = "(unknown)"
-TEMPLATES = (
-    *FIXED, PREDICT,
-    V2_MODEL, f"{V2_MODEL}/ready", f"{V2_MODEL}/infer",
-    V2_VERSION, f"{V2_VERSION}/ready", f"{V2_VERSION}/infer",
-    UNKNOWN_PATH,
-)  # fmt: skip
-"""The routes, as metrics and answers name them."""
-PREDICTIONS = frozenset({PREDICT, f"{V2_MODEL}/infer", f"{V2_VERSION}/infer"})
-"""Those that may begin a trace."""
-
-PING_DEADLINE = 0.8
-"""Seconds a worker has to answer: under the 1 s that probes wait by default, so that they get our answer."""
-
-_PREDICT_PATH = re.compile(r"/ml/models/([^/]+)/predict")
-_V2_PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(/ready|/infer)?")
 _LEFT = 499
 
 log = logger(__name__)
@@ -75,14 +55,6 @@ class Request(NamedTuple):
     said: Said
     receive: Receive
     asking: Asking
-
-
-class Place(NamedTuple):
-    """Where a path leads."""
-
-    template: str
-    model_id: str
-    version: str | None
 
 
 Handler = Callable[[Request], Awaitable[Answer]]
@@ -121,7 +93,7 @@ class HttpFront:
         self._catalogue = Catalogue()
         self._endpoints: dict[str, InferenceEndpoint] = {}
         # Made when the process's event loop runs, see _live_with_the_process.
-        self._dispatcher: Dispatcher | None = None
+        self._readiness: Readiness | None = None
         self._service: PredictionService | None = None
         self._answers: Answers | None = None
         self._traces = Traces()
@@ -148,7 +120,7 @@ class HttpFront:
             return
         started = time.perf_counter()
         path, method = scope["path"], scope["method"]
-        place = _locate(path)
+        place = locate(path)
         said = read_headers(scope["headers"])
         own_id = self._ids()
         own_text = to_text(own_id)
@@ -169,7 +141,9 @@ class HttpFront:
             answer = self._refusal(error, place.template, request_id)
         status = _LEFT
         if answer is not None and not has_left(receive):
-            await send(self._start(answer, request_id, trace))
+            # A new list each time: what sits between us and the socket may append to it.
+            headers = headers_of(answer, request_id, None if trace is None else trace.header, closing=self.stopping)
+            await send({"type": "http.response.start", "status": answer.status, "headers": headers})
             await send({"type": "http.response.body", "body": answer.body})
             status = answer.status
         seconds = time.perf_counter() - started
@@ -191,10 +165,11 @@ class HttpFront:
             payloads=options.log_payloads,
             on_dropped=lambda stream, count: self._pen.event(f"{stream}_dropped", count),
         )
-        self._dispatcher = Dispatcher(
+        dispatcher = Dispatcher(
             options.worker_addresses, self._recorder.workers_connected, self._pen.event, log_of_predictions.flush
         )
-        self._service = PredictionService(self._catalogue, self._dispatcher, log_of_predictions, self._pen)
+        self._service = PredictionService(self._catalogue, dispatcher, log_of_predictions, self._pen)
+        self._readiness = Readiness(self._catalogue, dispatcher)
         gauges = VersionGauges.started(self._catalogue, self._pen)
         link = AgentLink(options.agent_address, options.replica_folder / "table.json", self._catalogue, gauges.follow)
         kept = KeptAnswers(options.replica_folder / "answers", options.slot)
@@ -206,7 +181,7 @@ class HttpFront:
                 closing.callback(exporter.close)
             closing.callback(kept.close)
             closing.callback(log_of_predictions.close)
-            closing.push_async_callback(self._dispatcher.close)
+            closing.push_async_callback(dispatcher.close)
             closing.push_async_callback(link.close)
 
             async def send_when_closed(message: MutableMapping[str, Any]) -> None:
@@ -215,7 +190,7 @@ class HttpFront:
                     await closing.aclose()
                 await send(message)
 
-            await self._dispatcher.start()
+            await dispatcher.start()
             await link.start()
             await self._app(scope, receive, send_when_closed)
 
@@ -263,20 +238,6 @@ class HttpFront:
             raise MethodNotAllowed(method, list(allowed))
         return handler
 
-    def _start(self, answer: Answer, request_id: str, trace: Trace | None) -> MutableMapping[str, Any]:
-        # A new list each time: what sits between us and the socket may append to it.
-        headers = [
-            (b"content-type", answer.content_type),
-            (b"content-length", b"%d" % len(answer.body)),
-            (b"x-request-id", request_id.encode()),
-            *answer.headers,
-        ]
-        if trace is not None:
-            headers.append((b"traceparent", trace.header))
-        if self.stopping:
-            headers.append((b"connection", b"close"))
-        return {"type": "http.response.start", "status": answer.status, "headers": headers}
-
     async def _live(self, _request: Request) -> Answer:
         return Answer(200, b'{"status":"live"}')
 
@@ -284,40 +245,24 @@ class HttpFront:
         return Answer(200, b'{"live":true}')
 
     async def _ready(self, _request: Request) -> Answer:
-        dispatcher = await self._answering()
-        models = [
-            {"model_id": name, "ready": not self._missing(name), "versions": sorted(model.versions)}
-            for name, model in sorted(self._catalogue.models.items())
-        ]
-        return Answer(200, orjson.dumps({"status": "ready", "workers": dispatcher.workers(), "models": models}))
+        readiness = await self._checked()
+        return Answer(200, orjson.dumps(readiness.described()))
 
     async def _v2_ready(self, _request: Request) -> Answer:
-        await self._answering()
+        await self._checked()
         return Answer(200, b'{"ready":true}')
 
     async def _v2_server(self, _request: Request) -> Answer:
         return Answer(200, b'{"name":"switchyard","version":"2","extensions":[]}')
 
-    async def _answering(self) -> Dispatcher:
-        """The dispatcher, once a worker has answered it just now and some model can be served. Raises NotReady."""
+    async def _checked(self) -> Readiness:
+        """What is said of it once it is ready. Raises NotReady."""
         if self.stopping:
             raise NotReady("the server is stopping")
-        if self._dispatcher is None or not await self._dispatcher.ping(PING_DEADLINE):
-            raise NotReady("no worker answers")
-        if self._catalogue.generation is None:
-            raise NotReady("it is not known yet which models are served")
-        routed = [name for name, model in self._catalogue.models.items() if model.splitter is not None]
-        missing = [name for name in routed if self._missing(name)]
-        # One model that cannot be served is no reason to take the others out of service.
-        if routed and len(missing) == len(routed):
-            raise NotReady(f"no model is loaded yet, of {', '.join(sorted(missing))}")
-        return self._dispatcher
-
-    def _missing(self, model_id: str) -> list[str]:
-        """The routed versions of a model that no worker holds."""
-        assert self._dispatcher is not None  # noqa: S101 (for the type checker; requests come after the start)
-        weights = self._catalogue.models[model_id].routes
-        return [each.version for each in weights if not self._dispatcher.held(version_key(model_id, each.version))]
+        if self._readiness is None:
+            raise NotReady("the server is starting")
+        await self._readiness.check()
+        return self._readiness
 
     async def _show_metrics(self, _request: Request) -> Answer:
         names = {
@@ -359,17 +304,3 @@ def _logged_answers(link: AgentLink) -> LoggedAnswers:
     logged = LoggedAnswers(link.send)
     link.on_found(logged.take, logged.lost)
     return logged
-
-
-def _locate(path: str) -> Place:
-    """The template that a path belongs to, and the model and version it names."""
-    found = _PREDICT_PATH.fullmatch(path)
-    if found:
-        return Place(PREDICT, found[1], None)
-    if path in FIXED:
-        return Place(path, "", None)
-    found = _V2_PATH.fullmatch(path)
-    if found:
-        base = V2_MODEL if found[2] is None else V2_VERSION
-        return Place(base + (found[3] or ""), found[1], found[2])
-    return Place(UNKNOWN_PATH, "", None)

@@ -17,7 +17,7 @@ from typing import Any, Protocol, cast
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from serving.answers import Answer
+from serving.answers import CLOSE, Answer, headers_of
 from serving.contracts import InferenceResponse
 from serving.errors import BodyTooSlow
 from serving.ids import to_text
@@ -241,30 +241,21 @@ class Short:
         if self.disconnected or protocol.transport.is_closing():
             self._end(None)
             return
-        stays = self.keep_alive and not protocol.front.stopping
-        protocol.transport.write(self._written(answer, stays=stays))
+        closing = protocol.front.stopping or not self.keep_alive or CLOSE in answer.headers
+        traceparent = None if self.trace is None else self.trace.header
+        parts = [_STATUS_LINES[answer.status]]
+        for headers in (
+            protocol.server_state.default_headers,
+            headers_of(answer, self.request_id, traceparent, closing=closing),
+        ):
+            for name, value in headers:
+                parts += (name, b": ", value, b"\r\n")
+        parts += (b"\r\n", answer.body)
+        protocol.transport.write(b"".join(parts))
         self._end(answer.status)
-        if not stays or any(name == b"connection" for name, _ in answer.headers):
+        if closing:
             protocol.transport.close()
         protocol.on_response_complete()
-
-    def _written(self, answer: Answer, *, stays: bool) -> bytes:
-        parts = [_STATUS_LINES[answer.status]]
-        for name, value in self.protocol.server_state.default_headers:
-            parts += (name, b": ", value, b"\r\n")
-        for name, value in answer.headers:
-            parts += (name, b": ", value, b"\r\n")
-        if not stays and not any(name == b"connection" for name, _ in answer.headers):
-            parts.append(b"connection: close\r\n")
-        if self.trace is not None:
-            parts += (b"traceparent: ", self.trace.header, b"\r\n")
-        parts += (
-            b"content-type: ", answer.content_type,
-            b"\r\ncontent-length: ", b"%d" % len(answer.body),
-            b"\r\nx-request-id: ", self.request_id.encode(),
-            b"\r\n\r\n", answer.body,
-        )  # fmt: skip
-        return b"".join(parts)
 
     def _end(self, status: int | None) -> None:
         self.response_complete = True

@@ -20,11 +20,12 @@ from litserve.transport.base import MessageTransport
 
 from serving.agent import AgentOptions, run_agent
 from serving.channel import SocketFolder
-from serving.front import TEMPLATES, AsgiApp, FrontOptions, HttpFront
+from serving.front import AsgiApp, FrontOptions, HttpFront
 from serving.http_protocol import PredictProtocol
 from serving.logs import logger
 from serving.metrics import Metrics
 from serving.model_metrics import SlotMetrics
+from serving.places import TEMPLATES
 from serving.settings import ServingSettings
 from serving.shipper import run_shipper
 from serving.spool import kept_source

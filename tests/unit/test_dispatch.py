@@ -328,7 +328,7 @@ def test_what_a_dead_worker_leaves_is_asked_one_by_one_however_long(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Most of what was under way would fail after seconds though the next worker answers one after the other."""
-    monkeypatch.setattr("serving.dispatch.RETRY_PATIENCE", 0.02)
+    monkeypatch.setattr("serving.retries.RETRY_PATIENCE", 0.02)
 
     async def case() -> None:
         gate = Turnstile()
@@ -408,7 +408,7 @@ def test_a_worker_that_ends_alone_loses_nothing(folder: Path) -> None:
 
 def test_no_worker_comes_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request would hang until its deadline though nobody is left to answer it."""
-    monkeypatch.setattr("serving.dispatch.RETRY_PATIENCE", 0.05)
+    monkeypatch.setattr("serving.retries.RETRY_PATIENCE", 0.05)
 
     async def case() -> None:
         gate = Turnstile()

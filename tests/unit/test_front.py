@@ -10,10 +10,11 @@ import pytest
 
 from serving import errors, metrics
 from serving.answers import STATUS_OF, status_of
-from serving.front import TEMPLATES, FrontOptions, HttpFront
+from serving.front import FrontOptions, HttpFront
 from serving.logs import configure_logging
 from serving.metrics import Metrics
 from serving.model_metrics import SlotMetrics
+from serving.places import TEMPLATES
 
 Message = MutableMapping[str, Any]
 

@@ -156,7 +156,7 @@ class ModelLoader:
             load_seconds, [], 0.0,
         )  # fmt: skip
         if compiled:
-            engine, held = _compiled(held, model, engine, model_input, trial, arrays=arrays)
+            engine, held = _compiled(held, model, engine, model_input, trial, arrays=arrays, home=folder.parent)
         loaded = LoadedModel(held, engine, model_input, arrays=arrays, batch_size=batch_size)
         with _told("its answer to its input_example" if trial.own else _MADE_UP, folder):
             seconds = [_warm(loaded, trial, rows) for rows in _sizes(warmup_requests, batch_size)]
@@ -206,14 +206,14 @@ def _make(files: ModelFiles) -> tuple[Any, Engine]:
 
 
 def _compiled(
-    held: Held, model: Any, engine: Engine, model_input: ModelInput, trial: Trial, *, arrays: bool
+    held: Held, model: Any, engine: Engine, model_input: ModelInput, trial: Trial, *, arrays: bool, home: Path
 ) -> tuple[Engine, Held]:
     """Its compiled form where that answers the same, faster; and what is said of it."""
 
     def native(raw: Raw) -> Predicted:
         return engine.predict(_prepared(model_input, raw, None, arrays=arrays), None)
 
-    plan, record = try_compiled(model, engine, model_input, native, trial.rows, arrays=arrays)
+    plan, record = try_compiled(model, engine, model_input, native, trial.rows, arrays=arrays, home=home)
     about = {"model_id": held.model_id, "version": held.version}
     said = replace(held, compilation=record)
     return engine if plan is None else CompiledEngine(plan, engine, native, about=about), said

@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from serving.compiled.engine import Native
 from serving.compiled.plan import Plan, compile_plan
 from serving.compiled.probes import Probes
 from serving.compiled.refusals import AskNative, CannotCompile
+from serving.compiled.verdicts import place_of, recall, remember
 from serving.contracts import Compilation, ModelKind
 from serving.engines import Engine, Predicted
 from serving.model_input import ModelInput, Raw
@@ -27,6 +29,7 @@ SECONDS = 1.5
 _ODD_ROWS, _ODD_BATCH = 400, 8
 _FEWEST_ROWS = 100
 _BATCHES = (64, 1, 16, 2, 64, 1, 16, 2)
+_AGAIN = (64, 1)
 _SPICE = 0.1
 _THRESHOLD_ROWS = 1024
 _ROUNDS, _ROUND_SECONDS, _TIMES_SECONDS = 7, 0.004, 0.5
@@ -55,9 +58,11 @@ class _Tally:
 
 
 def try_compiled(
-    model: Any, engine: Engine, model_input: ModelInput, native: Native, trial: Raw, *, arrays: bool
+    model: Any, engine: Engine, model_input: ModelInput, native: Native, trial: Raw, *, arrays: bool, home: Path
 ) -> Tried:
     """Compile a loaded model, and compare and time both forms. Takes about two seconds at most; never raises.
+
+    Where that was done before, with these libraries and this code, only a few ordinary batches are compared again.
 
     Args:
         model: the loaded object.
@@ -66,6 +71,7 @@ def try_compiled(
         native: the model's own answers to rows.
         trial: rows that it answers, at least one.
         arrays: whether it is given arrays instead of DataFrames.
+        home: where what is found is kept.
     """
     try:
         plan = compile_plan(model, engine, model_input, arrays=arrays)
@@ -74,7 +80,23 @@ def try_compiled(
     except Exception as problem:  # noqa: BLE001  # of a library's private parts any may be missing
         return Tried(None, _record(f"compiling it raised {type(problem).__name__}"))
     with np.errstate(all="ignore"):
-        return try_plan(plan, engine.kind, model_input, native, trial)
+        return _remembered(plan, engine.kind, model_input, native, trial, place_of(home))
+
+
+def _remembered(plan: Plan, kind: ModelKind, model_input: ModelInput, native: Native, trial: Raw, place: Path) -> Tried:
+    before = recall(place)
+    if before is None:
+        tried = try_plan(plan, kind, model_input, native, trial)
+        remember(place, tried.record)
+        return tried
+    tally = _Tally(kind, time.monotonic() + SECONDS)
+    probes = Probes(trial, model_input, plan)
+    try:
+        for size in _AGAIN:
+            _compare_batch(plan, native, probes.ordinary(size, spice=0.0), tally)
+    except CannotCompile as problem:
+        return Tried(None, _record(str(problem), tally))
+    return Tried(plan, before)
 
 
 def try_plan(

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import lightgbm
@@ -43,6 +44,7 @@ from serving.compiled.engine import FAILURES, WITHIN, CompiledEngine
 from serving.compiled.plan import Plan, compile_plan
 from serving.compiled.refusals import AskNative, CannotCompile
 from serving.compiled.trial import Tried, try_compiled, try_plan
+from serving.compiled.verdicts import place_of, recall
 from serving.engines import Engine, Predicted, engine_of_estimator
 from serving.model_input import Column, ModelInput, Raw
 
@@ -211,8 +213,8 @@ class Case:
         given_to = self.input.to_array(raw) if self.arrays else self.input.to_frame(raw, None)
         return self.engine.predict(given_to, None)
 
-    def tried(self) -> Tried:
-        return try_compiled(self.model, self.engine, self.input, self.native, self.trial, arrays=self.arrays)
+    def tried(self, home: Path) -> Tried:
+        return try_compiled(self.model, self.engine, self.input, self.native, self.trial, arrays=self.arrays, home=home)
 
 
 _CASES: dict[str, Case] = {}
@@ -380,10 +382,10 @@ def test_the_matrix_is_the_transformers_own(name: str) -> None:
 @pytest.mark.parametrize(
     "name", [*(f"mixed {each}" for each in MIXED_MODELS), *(f"plain {each}" for each in NUMBER_MODELS)]
 )
-def test_the_check_at_load_passes_what_is_right(name: str) -> None:
+def test_the_check_at_load_passes_what_is_right(name: str, tmp_path: Path) -> None:
     """Nothing would ever be made faster, or only on a machine without load."""
     kind, _, which = name.partition(" ")
-    found = (mixed_case(which) if kind == "mixed" else number_case(which)).tried()
+    found = (mixed_case(which) if kind == "mixed" else number_case(which)).tried(tmp_path)
     assert found.record["rows"] >= 100 or "strict" in name, found.record
     assert found.record["max_difference"] <= 1e-9
     if found.plan is None:
@@ -458,6 +460,46 @@ def test_the_check_at_load_finds_thresholds_rounded_to_float32() -> None:
     assert found.plan is None
     assert "differ" in found.record["reason"]
     assert np.array_equal(case.model._predictors[0][0].nodes["num_threshold"], nodes["num_threshold"])
+
+
+def test_what_was_found_is_kept_beside_the_version(tmp_path: Path) -> None:
+    """A worker that comes back after a crash would compare each of its versions for a second before it answers."""
+    case = mixed_case("boosting")
+    first = case.tried(tmp_path)
+    asked: list[int] = []
+
+    def watched(raw: Raw) -> Predicted:
+        asked.append(len(raw))
+        return case.native(raw)
+
+    again = try_compiled(case.model, case.engine, case.input, watched, case.trial, arrays=False, home=tmp_path)
+    assert again.plan is not None
+    assert again.record == first.record
+    assert asked == [64, 1]
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"used": true}', b'{"used": false}'])
+def test_a_verdict_that_cannot_be_read_is_found_anew(tmp_path: Path, content: bytes) -> None:
+    """A damaged file would let a form be used that nobody has compared, or stop the version from loading."""
+    case = mixed_case("boosting")
+    place = place_of(tmp_path)
+    place.parent.mkdir()
+    place.write_bytes(content)
+    assert case.tried(tmp_path).record["rows"] >= 100
+    assert recall(place) is not None
+
+
+def test_an_old_verdict_does_not_cover_other_answers(tmp_path: Path) -> None:
+    """What was right on another machine would be used here though it answers otherwise."""
+    case = mixed_case("boosting")
+    assert case.tried(tmp_path).plan is not None
+
+    def other(raw: Raw) -> Predicted:
+        return np.asarray(case.native(raw)) * 0.999
+
+    found = try_compiled(case.model, case.engine, case.input, other, case.trial, arrays=False, home=tmp_path)
+    assert found.plan is None
+    assert "differ" in found.record["reason"]
 
 
 def test_a_refusal_that_is_lost_is_found() -> None:

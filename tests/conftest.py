@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -18,6 +19,7 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 import psycopg
 import pytest
 from sqlalchemy.engine import make_url
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 from control_plane.storage.setup import create_database
 from serving.store import Database, open_database
@@ -30,24 +32,31 @@ multiprocessing.set_forkserver_preload(
 )
 
 
-SHARED = ("stack", "house", "mlflow_server", "prefect_server")
-"""Fixtures that take long to start."""
+TOGETHER = {
+    "stack": ("test_openapi", "test_stack", "test_warm_up", "test_whole_path"),
+    "house": ("test_predict", "test_predict_config", "test_predict_failures", "test_predict_log", "test_predict_once",
+              "test_predict_refusals", "test_traces", "test_under_load"),
+    "mlflow_server": ("test_demo", "test_mlflow_traps"),
+}  # fmt: skip
+"""Fixtures that take long to start, and the files that should share one: they run in one of the two processes."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two processes share the tests; files that share something costly should stay together, so that it starts once.
+class _ByWhatTheyShare(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+    """Hands out whole files, and those that share something costly as one; what a file starts is started once.
 
-    xdist 3.8 does not heed the groups with pytest 9.2, which keeps a node's id elsewhere: until it does, each process
-    starts what it needs for itself, and every test has to bear that.
+    xdist's own groups do the same by marks, but xdist 3.8 does not heed them with pytest 9.2, which keeps a node's id
+    elsewhere: then each test goes to whoever is free, and both processes start everything.
     """
-    groups: dict[Path, str] = {}
-    for item in items:
-        asked = [name for name in SHARED if name in getattr(item, "fixturenames", ())]
-        if asked:
-            groups.setdefault(item.path, asked[0])
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(groups.get(item.path, str(item.path))))
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        shared = (each for each, files in TOGETHER.items() if Path(file).stem in files)
+        return next(shared, file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Called by xdist."""
+    return _ByWhatTheyShare(config, log)
 
 
 @pytest.fixture(autouse=True)

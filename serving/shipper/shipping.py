@@ -15,6 +15,9 @@ from serving.store.rollups import FINE_SECONDS, RESOLUTIONS, prune_rollups
 
 TICK = 0.1
 """Seconds between two looks at the spools."""
+QUIET_TICK = 0.5
+"""The same when nothing has come for a while: looking costs more than all else that an idle data plane does."""
+_QUIET_AFTER = 3.0
 
 _LONGEST_PAUSE = 5.0
 _PRUNE_SECONDS = 600.0
@@ -36,13 +39,17 @@ class Shipper:
         self._durability = Durability(database)
         self._streams: dict[Path, Stream] = {}
         self._outage_pause = 0.0
+        self._stored_at = time.monotonic()
         self._out_since = 0.0
         self._prune_at = time.monotonic() + _PRUNE_SECONDS
 
     def run(self, sleep: Sleep) -> None:
         """Store what comes, until it is time to end. No failure ends it: what cannot be stored yet waits on disk."""
-        while not sleep(self._outage_pause or TICK):
+        while not sleep(self._outage_pause or self._tick()):
             self._attempt(lambda: self._store_all(sleep))
+
+    def _tick(self) -> float:
+        return TICK if time.monotonic() < self._stored_at + _QUIET_AFTER else QUIET_TICK
 
     def drain(self, seconds: float) -> None:
         """Store everything that waits, without pauses, for so long at most. Raises nothing."""
@@ -72,6 +79,7 @@ class Shipper:
         """
         ready = [each for each in candidates if each.look(self._database, patient=patient)]
         while ready:
+            self._stored_at = time.monotonic()
             oldest = min(ready, key=lambda each: each.head)
             began = time.monotonic()
             more = oldest.ship(self._database, self._durability)

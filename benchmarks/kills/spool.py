@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from sqlalchemy import text
 
-from benchmarks.kills.databases import has_postgresql, integrity, postgresql_database, sqlite_database
+from benchmarks.kills.databases import each_database, integrity
 from benchmarks.kills.verdict import Verdict
 from benchmarks.kills.victims import FAILED, Message, Victim, ended_afterwards
 from control_plane.storage.setup import create_database
@@ -46,11 +46,8 @@ _MOST_WAITING, _PAUSE = 64 << 20, 0.02  # bytes, seconds
 
 def kill_spools(verdict: Verdict, rng: random.Random, kills: int) -> None:
     """On SQLite, and on PostgreSQL where there is one."""
-    with sqlite_database() as url:
-        kill_on(url, verdict, rng, kills, "SQLite")
-    if has_postgresql():
-        with postgresql_database() as url:
-            kill_on(url, verdict, rng, kills, "PostgreSQL")
+    for name, url in each_database():
+        kill_on(url, verdict, rng, kills, name)
 
 
 def kill_on(url: str, verdict: Verdict, rng: random.Random, kills: int, name: str) -> None:

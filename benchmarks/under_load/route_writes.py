@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sqlalchemy import text
 
-from benchmarks.kills.databases import has_postgresql, postgresql_database, sqlite_database
+from benchmarks.kills.databases import each_database
 from benchmarks.kills.spool import record_flat_out, ship_until_killed
 from benchmarks.kills.verdict import Verdict
 from benchmarks.kills.victims import FAILED, Victim, ended_afterwards
@@ -33,11 +33,8 @@ _BACKLOG = 4 << 20
 
 def write_while_shipping(verdict: Verdict, rng: random.Random, writes: int) -> None:
     """On SQLite, and on PostgreSQL where there is one."""
-    with sqlite_database() as url:
-        write_on(url, verdict, rng, writes, "SQLite")
-    if has_postgresql():
-        with postgresql_database() as url:
-            write_on(url, verdict, rng, writes, "PostgreSQL")
+    for name, url in each_database():
+        write_on(url, verdict, rng, writes, name)
 
 
 def write_on(url: str, verdict: Verdict, rng: random.Random, writes: int, name: str) -> None:

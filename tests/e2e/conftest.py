@@ -13,7 +13,6 @@ from tests.processes import BIN, clean_environment, end_tree, free_port, running
 
 if TYPE_CHECKING:  # they take seconds to import, and most tests here do without
     from tests.e2e.house import ServingHouse
-    from tests.models import Zoo
 
 
 @dataclass(frozen=True)
@@ -62,14 +61,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         process.wait(120)
         end_tree(process)
     assert process.returncode == 0, output.read_text()
-
-
-@pytest.fixture(scope="session")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> "Zoo":
-    """Small real models of every kind."""
-    from tests.models import Zoo
-
-    return Zoo(tmp_path_factory.mktemp("zoo"))
 
 
 @pytest.fixture(scope="session")

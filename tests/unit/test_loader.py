@@ -33,12 +33,6 @@ pytestmark = [
 NUMBERS = {"double", "float", "long", "integer", "boolean"}
 
 
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
-    """All models, made once."""
-    return Zoo(tmp_path_factory.mktemp("zoo"))
-
-
 @pytest.fixture
 def store(tmp_path: Path) -> ArtifactStore:
     """An empty artifact store."""

@@ -2,7 +2,6 @@
 
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,30 +9,9 @@ import pytest
 from serving.artifacts import ArtifactStore
 from serving.channel import Kind
 from serving.load_journal import Mark, journal_file, read_left_out
-from tests.models import Zoo, registered
 from tests.processes import wait_until
 from tests.unit.test_worker import listed, two
-from tests.worker_client import GUARD, RunningWorker
-
-Digest = Callable[[str], str]
-
-
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
-    """All models, made once."""
-    return Zoo(tmp_path_factory.mktemp("zoo"))
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> ArtifactStore:
-    """One artifact store for all workers here, as in service."""
-    return ArtifactStore(tmp_path_factory.mktemp("artifacts"))
-
-
-@pytest.fixture
-def digest(zoo: Zoo, store: ArtifactStore) -> Digest:
-    """The digest of a model of the zoo, in the store."""
-    return lambda name: registered(zoo.get(name), store)
+from tests.worker_client import GUARD, Digest, RunningWorker
 
 
 def ended(worker: RunningWorker) -> int | None:

@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,29 +23,9 @@ from serving.channel import Kind, Question, pack, version_key
 from serving.contracts import Encoding
 from serving.peer import GIVEN_UP_AFTER, Peer
 from serving.worker import WorkerLoop
-from tests.models import PILL, Zoo, registered
+from tests.models import PILL, Zoo
 from tests.processes import wait_until
-from tests.worker_client import GUARD, Client, RunningWorker
-
-Digest = Callable[[str], str]
-
-
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
-    """All models, made once."""
-    return Zoo(tmp_path_factory.mktemp("zoo"))
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> ArtifactStore:
-    """One artifact store for all workers here, as in service."""
-    return ArtifactStore(tmp_path_factory.mktemp("artifacts"))
-
-
-@pytest.fixture
-def digest(zoo: Zoo, store: ArtifactStore) -> Digest:
-    """The digest of a model of the zoo, in the store."""
-    return lambda name: registered(zoo.get(name), store)
+from tests.worker_client import GUARD, Client, Digest, RunningWorker
 
 
 @pytest.fixture

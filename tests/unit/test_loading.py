@@ -67,7 +67,8 @@ def test_what_ends_a_worker_at_its_start_is_left_out(
     tmp_path: Path, store: ArtifactStore, digest: Digest, name: str
 ) -> None:
     """One version that nobody even asks would keep every worker down for ever."""
-    worker = RunningWorker(tmp_path, store, load_timeout=1.0)
+    # Whose deadline has passed when its successor starts was killed for that, once is enough then: not here.
+    worker = RunningWorker(tmp_path, store, load_timeout=1.0 if name == "unpickling-hangs" else GUARD)
     deadly, good = digest(name), digest("unsigned")
     worker.versions_file.write_bytes(listed(("m", "1", good), ("bad", "1", deadly), ("n", "1", good)))
     try:

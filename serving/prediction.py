@@ -5,7 +5,7 @@ from hashlib import blake2b
 from typing import Any, NamedTuple, Protocol
 
 from serving.answer_reader import AnswerReader, LoggedRow, read_again
-from serving.catalogue import Admission, Catalogue, ServedModel, ServedVersion
+from serving.catalogue import Catalogue, ServedModel, ServedVersion
 from serving.channel import MAX_FRAME, Outcome, Question
 from serving.contracts import (
     Held,
@@ -50,10 +50,6 @@ class Tracker(Protocol):
 
     def failed(self, slot: int, status: int) -> None:
         """A failure that counts against the version, or a request that was turned away (429)."""
-        ...
-
-    def under_way(self, slot: int, count: int) -> None:
-        """Calls of the version's model under way now."""
         ...
 
 
@@ -121,14 +117,13 @@ class PredictionService:
         timeout = asked.within(model.config.timeout)
         # Both clocks are the machine's monotonic one; the deadline covers the reading of the body too.
         deadline = time.monotonic() - (sent - asked.started) + timeout
-        under_way = _UnderWay(self, asked, version, model.admission, rows, parameters, reader, sent, timeout)
+        under_way = _UnderWay(self, asked, version, rows, parameters, reader, sent, timeout)
         question = Question(version.key + rows.variant, rows.size, rows.encoding, deadline, False)
         try:
             model.admission.enter(model.model_id)
             answer = self._dispatcher.ask(question, rows.body, version.key, model.admission, under_way, answer)
         except SwitchyardError as error:
             raise under_way.failed(error) from None
-        self.tracker.under_way(version.entry.slot, model.admission.under_way)
         return answer
 
     def check_room(self, model: ServedModel, unit: str) -> None:
@@ -185,14 +180,13 @@ class _UnderWay:
     the log, and no task has to wait for it in a turn of its own.
     """
 
-    __slots__ = ("_admission", "_asked", "_parameters", "_reader", "_rows", "_sent", "_service", "_timeout", "_version")
+    __slots__ = ("_asked", "_parameters", "_reader", "_rows", "_sent", "_service", "_timeout", "_version")
 
     def __init__(
         self,
         service: PredictionService,
         asked: Asked,
         version: ServedVersion,
-        admission: Admission,
         rows: Rows,
         parameters: Parameters,
         reader: AnswerReader,
@@ -202,7 +196,6 @@ class _UnderWay:
         self._service = service
         self._asked = asked
         self._version = version
-        self._admission = admission
         self._rows = rows
         self._parameters = parameters
         self._reader = reader
@@ -226,7 +219,6 @@ class _UnderWay:
         service.tracker.answered(slot, stages, rows.size, outcome.batch_rows)
         if asked.trace is not None:
             asked.trace.asked(version.version, str(asked.request.request_id), stages)
-        service.tracker.under_way(slot, self._admission.under_way)
         metadata = {
             "model_id": version.model_id,
             "arm": None,
@@ -250,7 +242,6 @@ class _UnderWay:
             seconds = time.perf_counter() - self._asked.started
             # Written at the end of this turn of the event loop, before the task that waits has its own.
             service.recorder.add(_record(self._asked, self._version, status, seconds, []))
-        service.tracker.under_way(slot, self._admission.under_way)
         if self._asked.trace is not None:
             self._asked.trace.asked(self._version.version, str(self._asked.request.request_id))
         return error

@@ -1,11 +1,11 @@
-"""Keeps this HTTP process's metrics of versions true where no request does: slots dealt anew, and models at rest."""
+"""This HTTP process's metrics of versions that no request keeps: slots dealt anew, and what is under way."""
 
 import asyncio
 
 from serving.catalogue import Catalogue
 from serving.model_metrics import SlotPen
 
-_EVERY = 1.0
+_EVERY = 0.5
 
 
 class VersionGauges:
@@ -17,10 +17,10 @@ class VersionGauges:
 
     @classmethod
     def started(cls, catalogue: Catalogue, pen: SlotPen) -> "VersionGauges":
-        """One that says each second how many calls of each model are under way.
+        """One that says twice a second how many calls of each model are under way.
 
-        A request says it when it comes and when it is answered to its client. A worker may owe the answer for longer,
-        and versions that get no request any more would keep the number of their last one.
+        Not each request does: it would cost each of them, and a version that gets none any more would keep the number of
+        its last one.
         """
         gauges = cls(catalogue, pen)
         gauges._tick()

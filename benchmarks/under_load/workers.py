@@ -57,15 +57,21 @@ def kill_on(house: ServingHouse, verdict: Verdict, rng: random.Random, kills: in
 
 def _judge_leftovers(house: ServingHouse, verdict: Verdict, name: str, lanes: int) -> None:
     """No call is under way in any table, and no connection to a worker that ended is left."""
-    outcomes = ask_all(house.plane.port, [numbered_question(name, 2, 0)], 1)  # the gauge follows the next request
+    outcomes = ask_all(house.plane.port, [numbered_question(name, 2, 0)], 1)
     verdict.require(outcomes[0].status == 200, f"one more request: {tally(outcomes)}")
-    under_way = house.plane.metric("switchyard_requests_under_way", model=name)
-    verdict.require(under_way == 0, f"{under_way:.0f} requests count as under way for ever")
+
+    def under_way() -> float:
+        return house.plane.metric("switchyard_requests_under_way", model=name)
+
+    with suppress(NotInTime):  # it is said twice a second, and below with the count
+        wait_for(lambda: under_way() == 0, "nothing under way", _CLOSED_WITHIN)
+    left_over = under_way()
+    verdict.require(left_over == 0, f"{left_over:.0f} requests count as under way for ever")
     with suppress(NotInTime):  # it is said below, with the count
         wait_for(lambda: _lanes(house) <= lanes, "closed connections", _CLOSED_WITHIN)
     left = _lanes(house) - lanes
     verdict.require(left <= 0, f"the HTTP process holds {left} connections to workers more than before")
-    verdict.figure("under way in the end, connections to workers more than before", f"{under_way:.0f}, {left}")
+    verdict.figure("under way in the end, connections to workers more than before", f"{left_over:.0f}, {left}")
 
 
 def _lanes(house: ServingHouse) -> int:

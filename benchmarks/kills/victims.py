@@ -21,12 +21,15 @@ FAILED = "failed"
 """The first word of a victim's last message when its work raised: (FAILED, text)."""
 
 _context = multiprocessing.get_context("forkserver")
+# A victim imports anew what the main module does (benchmarks/chaos.py): with all of that here it starts in a tenth of a
+# second, else in several.
+_KILLS = ("artifacts", "parts", "routes", "schema", "spool", "supervisors")
+_UNDER_LOAD = ("clients", "disk", "harm", "mixed", "outages", "restarts", "route_writes", "swaps", "workers")
 _context.set_forkserver_preload(
     [
-        "benchmarks.kills.routes",
-        "benchmarks.kills.artifacts",
-        "benchmarks.kills.schema",
-        "benchmarks.kills.spool",
+        *(f"benchmarks.kills.{each}" for each in _KILLS),
+        *(f"benchmarks.under_load.{each}" for each in _UNDER_LOAD),
+        "benchmarks.pages",
         "psycopg",
     ]
 )

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from queue import SimpleQueue
 from typing import TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -33,7 +34,8 @@ class DatabaseLink:
         self._patience = self._timeout + _GRACE
         self._database: Database | None = None
         self._turn = asyncio.Lock()
-        self._stuck: list[threading.Thread] = []
+        self._hand: _Hand | None = None
+        self._stuck: list[_Hand] = []
         self._trouble: dict[str, str] = {}
 
     async def read(self, act: Callable[[Session], Answer]) -> Answer | None:
@@ -73,7 +75,6 @@ class DatabaseLink:
         self._trouble[way] = kind
 
     async def _in_thread(self, work: Callable[[Database], Answer]) -> Answer:
-        # A daemon thread of its own: one that hangs must hold up neither the next call nor the end of the process.
         self._stuck = [each for each in self._stuck if each.is_alive()]
         if len(self._stuck) >= _MAX_STUCK:
             raise DatabaseUnreachable("in use", f"{len(self._stuck)} calls to it have not come back yet")
@@ -92,12 +93,11 @@ class DatabaseLink:
             if self._database is not database:  # given up meanwhile: nobody else will close its connections
                 database.close()
 
-        thread = threading.Thread(target=run, name="database", daemon=True)
-        thread.start()
+        self._use_hand().tasks.put(run)
         try:
             return await asyncio.wait_for(answer, self._patience)
         except TimeoutError:
-            self._stuck.append(thread)
+            self._let_hand_go()
             self._database = None  # with new connections; the one that hangs stays with its thread
             raise DatabaseUnreachable(database.name, f"no answer within {self._patience:g} s") from None
 
@@ -105,6 +105,33 @@ class DatabaseLink:
         """Close the connections, unless a call still uses one."""
         if self._database is not None and not self._turn.locked():
             self._database.close()
+        self._let_hand_go()
+
+    def _use_hand(self) -> "_Hand":
+        if self._hand is None:
+            self._hand = _Hand()
+            self._hand.start()
+        return self._hand
+
+    def _let_hand_go(self) -> None:
+        """It ends with what it is at, if that ever ends."""
+        if self._hand is not None:
+            self._hand.tasks.put(None)
+            self._stuck.append(self._hand)
+            self._hand = None
+
+
+class _Hand(threading.Thread):
+    """Makes the calls. A daemon: one that hangs must hold up neither the next call nor the end of the process."""
+
+    def __init__(self) -> None:
+        super().__init__(name="database", daemon=True)
+        self.tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+
+    def run(self) -> None:
+        """Until None comes."""
+        while (task := self.tasks.get()) is not None:
+            task()
 
 
 def _settle(loop: asyncio.AbstractEventLoop, answer: "asyncio.Future[Answer]", act: Callable[[], None]) -> None:

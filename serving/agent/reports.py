@@ -23,7 +23,7 @@ from serving.store.replicas import (
     say_goodbye,
 )
 
-REFRESH = 2.0
+REFRESH = 5.0
 """Seconds after which everything desired is read again, whatever the generation."""
 HEARTBEAT = 1.0
 """Seconds between two heartbeats."""

@@ -29,6 +29,7 @@ class WorkerLine(asyncio.Protocol):
     def __init__(self, worker: int, on_change: Callable[["WorkerLine"], None]) -> None:
         self.worker = worker
         self.hello: Hello | None = None
+        self._process: psutil.Process | None = None
         self.held: dict[Key, Held] | None = None
         self.at: Key | None = None
         """The version that the worker is loading or unloading for us."""
@@ -83,7 +84,10 @@ class WorkerLine(asyncio.Protocol):
         if self.hello is None:
             return None
         try:
-            return float(psutil.Process(self.hello.pid).memory_info().rss / 2**20)
+            # One object for the line's life: making one reads more of /proc than it is asked for.
+            if self._process is None:
+                self._process = psutil.Process(self.hello.pid)
+            return float(self._process.memory_info().rss / 2**20)
         except psutil.Error:
             return None
 

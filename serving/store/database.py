@@ -5,10 +5,11 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, text
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlmodel import Session
@@ -45,10 +46,15 @@ class Database:
         """What to call it in messages: the file, or the address without its password."""
         return str(self.file) if self.file else mask(self.url.render_as_string(hide_password=True))
 
-    @property
+    @cached_property  # asked in each transaction
     def file(self) -> Path | None:
         """The SQLite file; None on PostgreSQL."""
         return _sqlite_file(self.url)
+
+    @cached_property
+    def _engines(self) -> dict[bool, Engine]:
+        """For reading only, and for writing; both use the same connections."""
+        return {read_only: self.engine.execution_options(read_only=read_only) for read_only in (True, False)}
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
@@ -78,8 +84,7 @@ class Database:
     def _session(self, *, read_only: bool) -> Iterator[Session]:
         with self.translated():
             self._require_file()
-            engine = self.engine.execution_options(read_only=read_only)
-            with Session(engine, expire_on_commit=False) as session:
+            with Session(self._engines[read_only], expire_on_commit=False) as session:
                 # In this very transaction: another host may have upgraded the database since the last one.
                 self._require_current(read_schema(session.connection()))
                 yield session
@@ -116,7 +121,7 @@ class Database:
         """
         with self.translated():
             self._require_file()
-            with self.engine.execution_options(read_only=True).connect() as connection:
+            with self._engines[True].connect() as connection:
                 return read_schema(connection)
 
     def close(self) -> None:
@@ -150,6 +155,14 @@ class Database:
         if self._seen.setdefault("inode", found.st_ino) != found.st_ino:  # replaced, by a backup perhaps
             self.engine.dispose()
             self._seen.clear()
+
+
+# Asked in each transaction, so without SQLAlchemy's inspector, which takes longer than most of them.
+_HAS_SCHEMA = {
+    "sqlite": text("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'alembic_version'"),
+    "postgresql": text("SELECT to_regclass('alembic_version')"),
+}
+_SCHEMA = text("SELECT version_num FROM alembic_version")
 
 
 def open_database(url: str, timeout: float) -> Database:
@@ -188,9 +201,9 @@ def parse_url(url: str) -> URL:
 
 def read_schema(connection: Connection) -> str | None:
     """The revision that Alembic recorded; None without its table."""
-    if not inspect(connection).has_table("alembic_version"):
+    if connection.execute(_HAS_SCHEMA[connection.dialect.name]).scalar() is None:
         return None
-    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
+    return connection.execute(_SCHEMA).scalar_one_or_none()
 
 
 def _sqlite_file(url: URL) -> Path | None:

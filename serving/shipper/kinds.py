@@ -24,6 +24,7 @@ class Predictions(Stream):
     """Requests, a row per predicted row."""
 
     most = 1500
+    late_after = 5.0
     format = Format(msgspec.msgpack.Decoder(list[PredictionRecord]).decode, _rows)
 
     def prepare(self, batch: Batch) -> Batch:
@@ -39,6 +40,7 @@ class Payloads(Stream):
     """What requests carried. They wait for each other: the more there are in a chunk, the smaller it is."""
 
     most = 512
+    late_after = 60.0
     format = Format(msgspec.msgpack.Decoder(list[Payload]).decode, lambda _: 1)
     _since: float | None = None
 

@@ -8,6 +8,7 @@ from serving.errors import DatabaseUnavailable
 from serving.logs import logger
 from serving.shipper.durability import Durability
 from serving.shipper.kinds import Payloads, Predictions
+from serving.shipper.low_priority import LowPriority
 from serving.shipper.stream import Stream
 from serving.spool import PAYLOADS, PREDICTIONS, spool_state, streams
 from serving.store import Database
@@ -38,6 +39,8 @@ class Shipper:
         self._source = source
         self._durability = Durability(database)
         self._streams: dict[Path, Stream] = {}
+        self._low_priority = LowPriority()
+        self._ending = False
         self._outage_pause = 0.0
         self._stored_at = time.monotonic()
         self._out_since = 0.0
@@ -54,6 +57,7 @@ class Shipper:
     def drain(self, seconds: float) -> None:
         """Store everything that waits, without pauses, for so long at most. Raises nothing."""
         until = time.monotonic() + seconds
+        self._ending = True
         self._attempt(lambda: self._store_all(lambda _: time.monotonic() >= until, patient=False))
 
     def _attempt(self, work: Callable[[], None]) -> None:
@@ -77,18 +81,27 @@ class Shipper:
 
         One transaction each, and more where there was more to read: what trickles in meanwhile waits for the next tick.
         """
-        ready = [each for each in candidates if each.look(self._database, patient=patient)]
+        ready = [each for each in candidates if self._look(each, patient=patient)]
         while ready:
             self._stored_at = time.monotonic()
             oldest = min(ready, key=lambda each: each.head)
             began = time.monotonic()
-            more = oldest.ship(self._database, self._durability)
+            more = self._ship(oldest)
             # SQLite's writers do not queue: whoever comes back at once starves all others.
             if sleep(time.monotonic() - began):
                 return True
-            if not (more and oldest.look(self._database, patient=patient)):
+            if not (more and self._look(oldest, patient=patient)):
                 ready.remove(oldest)
         return False
+
+    def _look(self, stream: Stream, *, patient: bool) -> bool:
+        return self._do(stream, lambda: stream.look(self._database, patient=patient))
+
+    def _ship(self, stream: Stream) -> bool:
+        return self._do(stream, lambda: stream.ship(self._database, self._durability))
+
+    def _do(self, stream: Stream, work: Callable[[], bool]) -> bool:
+        return work() if self._ending or stream.is_late() else self._low_priority.do(work)
 
     def _of_kind(self, kind: type[Stream]) -> list[Stream]:
         name = PREDICTIONS if kind is Predictions else PAYLOADS

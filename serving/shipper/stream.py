@@ -1,5 +1,6 @@
 """One stream of one HTTP process: read in batches, each stored in one transaction that also says how far it was read."""
 
+import time
 from struct import error as StructError  # noqa: N812  # it is a class
 from typing import Any
 
@@ -7,6 +8,7 @@ import msgspec
 from sqlalchemy.exc import DataError, IntegrityError, StatementError
 from sqlmodel import Session
 
+from serving.ids import time_of
 from serving.logs import logger
 from serving.shipper.batch import Batch, Format, take
 from serving.shipper.durability import Durability
@@ -23,6 +25,8 @@ class Stream:
     most: int
     """Rows in one transaction."""
     format: Format
+    late_after: float
+    """Seconds that a request may wait here while others are served first; older ones are stored at their expense."""
 
     def __init__(self, folder: StreamFolder, source: str) -> None:
         """`source`: the data plane's name, which its streams are known by in the database."""
@@ -49,6 +53,11 @@ class Stream:
         """The id of the first request to be stored, which orders streams by time."""
         parts = self._batch.parts if self._batch else ()
         return parts[0].record.id if parts else b""
+
+    def is_late(self) -> bool:
+        """Whether what was found last has waited too long."""
+        head = self.head
+        return bool(head) and time.time() - time_of(head) / 1000 > self.late_after
 
     def look(self, database: Database, *, patient: bool) -> bool:
         """Whether there is something to store; `patient` leaves alone what may wait for company.

@@ -1,9 +1,9 @@
 """What goes back to a client: answers, and errors as answers with their status."""
 
-from typing import NamedTuple
-
+import msgspec
 import orjson
 
+from serving.contracts import InferenceResponse
 from serving.errors import (
     BodyTooLarge,
     BodyTooSlow,
@@ -50,7 +50,7 @@ STATUS_OF: dict[type[SwitchyardError], int] = {
 CLOSE = (b"connection", b"close")
 
 
-class Answer(NamedTuple):
+class Answer(msgspec.Struct, frozen=True, gc=False):
     """What a handler returns."""
 
     status: int
@@ -74,6 +74,20 @@ def headers_of(
     if closing and CLOSE not in answer.headers:
         headers.append(CLOSE)
     return headers
+
+
+def write_response(response: InferenceResponse) -> bytes:
+    """The JSON of an answer. Raises TypeError where a model's label is nothing that JSON can carry."""
+    return orjson.dumps(  # of a dict: of the dataclass itself it takes twice as long
+        {
+            "request_id": response.request_id,
+            "predictions": response.predictions,
+            "confidence_scores": response.confidence_scores,
+            "processing_time": response.processing_time,
+            "model_version": response.model_version,
+            "metadata": response.metadata,
+        }
+    )
 
 
 def status_of(error: BaseException) -> int | None:

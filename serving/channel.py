@@ -11,6 +11,8 @@ from pathlib import Path
 from struct import Struct
 from typing import NamedTuple, NoReturn
 
+import msgspec
+
 from serving.contracts import Encoding
 from serving.errors import BrokenChannel, SocketFolderUnusable
 
@@ -42,13 +44,13 @@ class Kind(IntEnum):
     CONTROL = 9  # to the worker: load, unload or configure (JSON)
     REPORT = 10  # from the worker, with the control's id: what came of it (JSON)
     TABLE = 11  # from the agent: everything an HTTP process needs to know to route (JSON)
-    BEGUN = 13  # from the worker, with the question's id: one that must be alone is being computed from now on
     APPLIED = 12  # to the agent: the table of this generation counts from now on (JSON)
     SEEK = 13  # to the agent: clients' request ids that an HTTP process does not know (serving/stored_answer.py)
     FOUND = 14  # from the agent, with the SEEK's id: what the database knows of them
+    BEGUN = 15  # from the worker, with the question's id: one that must be alone is being computed from now on
 
 
-class Frame(NamedTuple):
+class Frame(msgspec.Struct, frozen=True, gc=False):
     """One message: its kind, the id it is paired by, and its contents."""
 
     kind: Kind
@@ -126,7 +128,7 @@ class Hello(NamedTuple):
         return cls(*_HELLO.unpack(payload))
 
 
-class Question(NamedTuple):
+class Question(msgspec.Struct, frozen=True, gc=False):
     """What comes before the rows of a PREDICT frame."""
 
     key: bytes  # what may share a batch: see version_key
@@ -137,9 +139,10 @@ class Question(NamedTuple):
 
     def pack(self, id: int, body: bytes) -> bytes:
         """The whole frame."""
-        key, rows, encoding, deadline, solo = self
+        key = self.key
         length = _ASKING.size + len(key) + len(body)
-        return _ASKING.pack(length, _PREDICT, id, deadline, rows, len(key), encoding, solo) + key + body
+        asking = _ASKING.pack(length, _PREDICT, id, self.deadline, self.rows, len(key), self.encoding, self.solo)
+        return asking + key + body
 
     @classmethod
     def unpack(cls, payload: bytes) -> tuple["Question", bytes]:
@@ -154,7 +157,7 @@ class Question(NamedTuple):
             raise BrokenChannel(f"a PREDICT that cannot be read ({problem})") from None
 
 
-class Outcome(NamedTuple):
+class Outcome(msgspec.Struct, frozen=True, gc=False):
     """What comes before the predictions of an ANSWER frame."""
 
     queue: float  # seconds it waited in the worker
@@ -166,7 +169,10 @@ class Outcome(NamedTuple):
 
     def pack(self, id: int, body: bytes) -> bytes:
         """The whole frame."""
-        return _ANSWERING.pack(_ANSWERING.size + len(body), _ANSWER, id, *self) + body
+        return _ANSWERING.pack(
+            _ANSWERING.size + len(body), _ANSWER, id,
+            self.queue, self.compute, self.batch_rows, self.rows, self.width, self.encoding,
+        ) + body  # fmt: skip
 
     @classmethod
     def unpack(cls, payload: bytes) -> tuple["Outcome", bytes]:

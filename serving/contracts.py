@@ -3,9 +3,10 @@
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum, StrEnum
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, TypedDict
 from uuid import UUID
 
+import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -32,7 +33,8 @@ class Encoding(IntEnum):
     JSON = 1  # a JSON list with one element per row
 
 
-class Rows(NamedTuple):
+# Structs where one is made for each request: a NamedTuple takes four times as long.
+class Rows(msgspec.Struct, frozen=True, gc=False):
     """The rows of one request, validated, as they travel to a worker.
 
     Against a signature of columns each row has the columns in the signature's order: FLOATS where all of them are
@@ -45,7 +47,7 @@ class Rows(NamedTuple):
     variant: bytes  # JSON of what must be equal within a batch: {"params": {...}, "columns": [...]}; empty for nothing
 
 
-class Parameters(NamedTuple):
+class Parameters(msgspec.Struct, frozen=True, gc=False):
     """The known `parameters` of a request."""
 
     threshold: float | None  # of a binary classifier: probability of the second class from which it is the label
@@ -53,7 +55,7 @@ class Parameters(NamedTuple):
     params: dict[str, Any]  # the signature's own params
 
 
-class Stages(NamedTuple):
+class Stages(msgspec.Struct, frozen=True, gc=False):
     """Where the time of one answer went, in seconds."""
 
     validate: float

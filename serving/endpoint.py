@@ -5,16 +5,17 @@ import time
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NamedTuple
-from uuid import UUID
 
+import msgspec
 import orjson
 
 from serving import open_inference
-from serving.answers import Answer
+from serving.answers import Answer, write_response
 from serving.catalogue import ServedModel, ServedVersion
 from serving.contracts import InferenceRequest, Role
 from serving.errors import DeadlineExceeded, NotReady, RequestIdReused
 from serving.idempotency import RememberedAnswers
+from serving.ids import to_uuid
 from serving.kept_answers import KeptAnswers
 from serving.lane import Settable
 from serving.logged_answers import LoggedAnswers
@@ -26,7 +27,7 @@ from serving.tracing import Trace
 _CHANCE = -12  # from here on an id of ours is random
 
 
-class Asking(NamedTuple):
+class Asking(msgspec.Struct, frozen=True, gc=False):
     """What is known of a request apart from its path and body."""
 
     id: bytes  # ours, of this request alone
@@ -64,7 +65,7 @@ class InferenceEndpoint:
         """
         asked, model = self._read(body, asking)
         if asked.given is None:
-            return Answer(200, orjson.dumps(await self._ask(asked, model)))
+            return Answer(200, write_response(await self._ask(asked, model)))
         return Answer(200, await self._once(asked, asked.given, model))
 
     def begin(self, body: bytes, asking: Asking, answer: Settable) -> None:
@@ -94,21 +95,23 @@ class InferenceEndpoint:
         # Before anything is read of it: under overload most of what comes is turned away, and that has to cost little.
         self._service.check_room(model, asking.text[_CHANCE:])
         own_id = asking.id
-        arrival = time.time()
+        now = time.time()
+        arrived_us = int(now * 1e6)
+        arrival = datetime.fromtimestamp(now, UTC)
         request, id_given = read_request(
             self.model_id,
             body,
-            new_id=lambda: UUID(bytes=own_id),
-            arrival=datetime.fromtimestamp(arrival, UTC),
+            new_id=lambda: to_uuid(own_id),
+            arrival=arrival,
             client_timestamps=model.config.client_timestamps,
         )
         text = str(request.request_id) if id_given else asking.text
         given = client_key(self.model_id, text, body) if id_given else None
         # Who has no name and no id is dealt out by chance, and of our own ids the end is chance enough.
         unit = request.user_id or (text if id_given else text[_CHANCE:])
-        event_us = int(request.timestamp.timestamp() * 1e6)
+        event_us = arrived_us if request.timestamp is arrival else int(request.timestamp.timestamp() * 1e6)
         return Asked(
-            request, own_id, given, unit, int(arrival * 1e6), event_us, asking.started, Role.ANSWER, asking.patience,
+            request, own_id, given, unit, arrived_us, event_us, asking.started, Role.ANSWER, asking.patience,
             asking.trace,
         ), model  # fmt: skip
 
@@ -145,7 +148,7 @@ class InferenceEndpoint:
         arrival = time.time()
         arrived_us = int(arrival * 1e6)
         moment = datetime.fromtimestamp(arrival, UTC)
-        request = InferenceRequest(UUID(bytes=asking.id), self.model_id, read.input_data, read.parameters, moment)
+        request = InferenceRequest(to_uuid(asking.id), self.model_id, read.input_data, read.parameters, moment)
         role = Role.ANSWER if version is None else Role.PROBE
         asked = Asked(
             request, asking.id, None, asking.text, arrived_us, arrived_us, asking.started, role, asking.patience,
@@ -199,7 +202,7 @@ class InferenceEndpoint:
 
     async def _computed(self, asked: Asked, given: Sought, model: ServedModel) -> bytes:
         """The model's answer, unless another HTTP process was asked the same and has answered meanwhile."""
-        answer = orjson.dumps(await self._ask(asked, model))
+        answer = write_response(await self._ask(asked, model))
         first = self._from_disk(asked, given)
         if first is None:
             self._kept.keep(*given, answer)
@@ -220,7 +223,7 @@ class InferenceEndpoint:
         if stored.digest != given.digest:
             raise RequestIdReused(str(asked.request.request_id))
         response = self._service.repeat(stored, asked, model)
-        return None if response is None else orjson.dumps(response)
+        return None if response is None else write_response(response)
 
     def _from_disk(self, asked: Asked, given: Sought) -> bytes | None:
         """Raises RequestIdReused."""

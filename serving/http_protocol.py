@@ -14,10 +14,9 @@ import time
 from http import HTTPStatus
 from typing import Any, Protocol, cast
 
-import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from serving.answers import CLOSE, Answer, headers_of
+from serving.answers import CLOSE, Answer, headers_of, write_response
 from serving.contracts import InferenceResponse
 from serving.errors import BodyTooSlow
 from serving.ids import to_text
@@ -30,6 +29,10 @@ SHORT_BODY = 64 * 1024
 
 _STATUS_LINES = {each.value: f"HTTP/1.1 {each.value} {each.phrase}\r\n".encode() for each in HTTPStatus}
 _JSON = b"application/json"
+# What headers_of comes to for nearly every answer.
+_USUAL_HEAD = _STATUS_LINES[200] + (
+    b"%bcontent-type: application/json\r\ncontent-length: %d\r\nx-request-id: %b\r\n\r\n"
+)
 
 
 class ShortWay(Protocol):
@@ -76,28 +79,34 @@ class PredictProtocol(HttpToolsProtocol):
     def __init__(self, *arguments: Any, front: Front, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.front = front
+        self.short_body = front.short_body
         self._idle_since = math.inf
         self._idle_timer: asyncio.TimerHandle | None = None
 
     def on_message_begin(self) -> None:
         """Called by the parser. The scope comes later, and only on the ordinary way."""
         self.url = b""
-        self.expect_100_continue = False
         self.headers = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Called by the parser."""
+        self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """Called by the parser."""
         way = self.front.short_ways.get(self.url)
         if way is not None and self._is_plain():
             said = read_headers(self.headers)
-            if said.content_type == _JSON and said.length.isdigit() and int(said.length) <= self.front.short_body:
+            length = said.length
+            if said.content_type == _JSON and length.isdigit() and int(length) <= self.short_body and not said.waits:
                 cycle = Short(self, way, said, keep_alive=self.parser.should_keep_alive())
                 self.cycle = cast("RequestResponseCycle", cycle)
                 return
-        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        url, headers = self.url, self.headers
         super().on_message_begin()
-        self.url, self.expect_100_continue = url, expects
-        self.headers += headers  # the list is the scope's too
+        super().on_url(url)
+        for name, value in headers:
+            super().on_header(name, value)
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -153,7 +162,7 @@ class PredictProtocol(HttpToolsProtocol):
         return bool(
             parser.get_method() == b"POST"
             and (self.cycle is None or self.cycle.response_complete)
-            and not (self.pipeline or self.expect_100_continue or self.flow.write_paused)
+            and not (self.pipeline or self.flow.write_paused)
             and parser.get_http_version() == "1.1"
             and not parser.should_upgrade()
         )
@@ -224,7 +233,7 @@ class Short:
     def set_result(self, response: InferenceResponse | bytes) -> None:
         """Answer with this. Never raises: whoever calls it has others to answer."""
         try:
-            body = response if isinstance(response, bytes) else orjson.dumps(response)
+            body = response if isinstance(response, bytes) else write_response(response)
         except Exception as error:  # noqa: BLE001  # a model's label that JSON cannot carry
             self.set_exception(error)
             return
@@ -242,16 +251,14 @@ class Short:
             self._end(None)
             return
         closing = protocol.front.stopping or not self.keep_alive or CLOSE in answer.headers
-        traceparent = None if self.trace is None else self.trace.header
-        parts = [_STATUS_LINES[answer.status]]
-        for headers in (
-            protocol.server_state.default_headers,
-            headers_of(answer, self.request_id, traceparent, closing=closing),
-        ):
-            for name, value in headers:
-                parts += (name, b": ", value, b"\r\n")
-        parts += (b"\r\n", answer.body)
-        protocol.transport.write(b"".join(parts))
+        defaults = _DEFAULTS.lines(protocol.server_state.default_headers)
+        if answer.status == 200 and self.trace is None and not closing:
+            head = _USUAL_HEAD % (defaults, len(answer.body), self.request_id.encode())
+        else:
+            traceparent = None if self.trace is None else self.trace.header
+            headers = headers_of(answer, self.request_id, traceparent, closing=closing)
+            head = b"%b%b%b\r\n" % (_STATUS_LINES[answer.status], defaults, _lines(headers))
+        protocol.transport.write(head + answer.body)
         self._end(answer.status)
         if closing:
             protocol.transport.close()
@@ -267,4 +274,23 @@ class Short:
             self.trace.end(status, seconds)
 
 
+class _Defaults:
+    """uvicorn's own headers: it makes a new list of them each second."""
+
+    def __init__(self) -> None:
+        self._headers: Headers | None = None
+        self._lines = b""
+
+    def lines(self, headers: Headers) -> bytes:
+        """As they are sent."""
+        if headers is not self._headers:
+            self._headers, self._lines = headers, _lines(headers)
+        return self._lines
+
+
+def _lines(headers: Headers) -> bytes:
+    return b"".join([b"%b: %b\r\n" % each for each in headers])
+
+
+_DEFAULTS = _Defaults()
 _NO_EVENT = _NoEvent()

@@ -5,7 +5,9 @@ import contextlib
 import math
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, NamedTuple
+from typing import Any
+
+import msgspec
 
 from serving.errors import BodyTooLarge, BodyTooSlow, FieldProblem, ValidationFailed, WrongContentType
 
@@ -29,7 +31,7 @@ class ClientLeft(Exception):
     """The client closed the connection before its request was whole: nobody is left to answer."""
 
 
-class Said(NamedTuple):
+class Said(msgspec.Struct, frozen=True, gc=False):
     """What the headers of a request say that matters here; empty where they do not."""
 
     request_id: str | None  # the client's own, where it is a UUID

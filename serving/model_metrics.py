@@ -32,7 +32,7 @@ _BATCH_CELLS = len(BATCH_BUCKETS) + 2
 _ROWS = len(OUTCOMES)
 _UNDER_WAY = _ROWS + 1
 _STAGES = _UNDER_WAY + 1
-_BATCH = _STAGES + len(Stages._fields) * _STAGE_CELLS
+_BATCH = _STAGES + len(Stages.__struct_fields__) * _STAGE_CELLS
 _OWNER = _BATCH + _BATCH_CELLS  # whose counts these are: see _fingerprint
 _SLOT_CELLS = _OWNER + 1
 _CLEARED = bytes(_OWNER * 8)
@@ -86,7 +86,7 @@ class SlotMetrics:
         name = "prediction_stage_seconds"
         yield from _head(name, "histogram", "Where the time of answered requests went; the stages add up to the whole.")
         for slot, labels in labelled:
-            for number, stage in enumerate(Stages._fields):
+            for number, stage in enumerate(Stages.__struct_fields__):
                 start = _STAGES + number * _STAGE_CELLS
                 yield from self._histogram(slot, start, STAGE_BUCKETS, name, f'{labels},stage="{stage}"')
 
@@ -137,7 +137,7 @@ class SlotPen:
         counts[start] += 1
         counts[start + _ROWS] += rows
         at = start + _STAGES
-        for duration in stages:
+        for duration in (stages.validate, stages.queue, stages.compute, stages.encode):
             counts[at + bisect_left(STAGE_BUCKETS, duration)] += 1
             seconds[at + _STAGE_CELLS - 1] += duration
             at += _STAGE_CELLS

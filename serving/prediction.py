@@ -2,7 +2,10 @@
 
 import time
 from hashlib import blake2b
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
+
+import msgspec
+from msgspec.structs import replace
 
 from serving.answer_reader import AnswerReader, LoggedRow, read_again
 from serving.catalogue import Catalogue, ServedModel, ServedVersion
@@ -53,7 +56,7 @@ class Tracker(Protocol):
         ...
 
 
-class Asked(NamedTuple):
+class Asked(msgspec.Struct, frozen=True, gc=False):
     """A request on its way through the service, with what its transport knows of it."""
 
     request: InferenceRequest
@@ -112,7 +115,7 @@ class PredictionService:
             )
         parameters = version.schema.parameters(request.parameters, binary=reader.binary, classifier=reader.classifier)
         if request.parameters:
-            rows = rows._replace(variant=version.schema.variant(request.input_data, parameters.params))
+            rows = replace(rows, variant=version.schema.variant(request.input_data, parameters.params))
         sent = time.perf_counter()
         timeout = asked.within(model.config.timeout)
         # Both clocks are the machine's monotonic one; the deadline covers the reading of the body too.

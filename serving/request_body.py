@@ -39,9 +39,10 @@ def read_request(
         ValidationFailed: with every field that is wrong.
     """
     given = read_object(body)
-    input_data = given.get("input_data")
-    if len(given) == 1 and type(input_data) is dict:  # as most requests come
-        return ReadRequest(InferenceRequest(new_id(), model_id, input_data, {}, arrival), False)
+    input_data, user_id = given.get("input_data"), given.get("user_id")
+    # As most requests come: the record, perhaps with its user, and nothing else.
+    if type(input_data) is dict and len(given) == 1 + ("user_id" in given) and _is_user_id(user_id):
+        return ReadRequest(InferenceRequest(new_id(), model_id, input_data, {}, arrival, user_id), False)
     problems = Problems()
     _check_keys(given, problems)
     input_data = _input_data(given, problems)
@@ -111,9 +112,13 @@ def _timestamp(value: Any, problems: Problems) -> datetime | None:
 
 
 def _user_id(value: Any, problems: Problems) -> str | None:
-    # A NUL cannot be kept by every database that this id goes to.
-    if value is None or (isinstance(value, str) and 0 < len(value) <= LONGEST_USER_ID and "\0" not in value):
-        return value
+    if _is_user_id(value):
+        return None if value is None else str(value)
     was = f"a string of {len(value)} characters" if isinstance(value, str) else kind_of(value)
     problems.add("user_id", was, f"a string of 1 to {LONGEST_USER_ID} characters, none of them NUL")
     return None
+
+
+def _is_user_id(value: Any) -> bool:
+    # A NUL cannot be kept by every database that this id goes to.
+    return value is None or (isinstance(value, str) and 0 < len(value) <= LONGEST_USER_ID and "\0" not in value)

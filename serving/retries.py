@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Callable
 from hashlib import blake2b
 
+from msgspec.structs import replace
+
 from serving.errors import WorkerLost
 from serving.lane import Call, Lane
 from serving.logs import logger
@@ -50,7 +52,7 @@ class Retries:
             elif call.begun:
                 self._blame(call)
             else:
-                call.question = call.question._replace(solo=True)
+                call.question = replace(call.question, solo=True)
                 orphans.append(call)
         if orphans:
             self._count("retried", len(orphans))

@@ -1,16 +1,20 @@
 """What we rely on inside uvicorn, which does not promise it: an upgrade that moves it must fail here, by name."""
 
+import asyncio
 import inspect
 import re
 
 import pytest
+import uvicorn
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import Server
 
 from serving.http_protocol import PredictProtocol, Short
 
 OVERRIDDEN = {
     "on_message_begin": ["self"],
+    "on_header": ["self", "name", "value"],
     "on_headers_complete": ["self"],
     "on_message_complete": ["self"],
     "on_response_complete": ["self"],
@@ -49,3 +53,19 @@ def test_a_cycle_says_whether_the_body_is_here_and_the_client_gone() -> None:
     assert "self.disconnected = False" in source
     assert inspect.iscoroutinefunction(RequestResponseCycle.receive)  # a bound method, whose __self__ is the cycle
     assert "write_paused" in inspect.getsource(FlowControl)
+
+
+def test_its_own_headers_come_in_a_new_list() -> None:
+    """Answers would for ever bear the date of the first one."""
+    assert "self.server_state.default_headers = " in inspect.getsource(Server.on_tick)
+
+    async def ticks() -> None:
+        server = Server(uvicorn.Config("no:application", lifespan="off"))
+        server.config.encoded_headers = []
+        await server.on_tick(0)
+        first = server.server_state.default_headers
+        await server.on_tick(10)
+        assert first
+        assert server.server_state.default_headers is not first
+
+    asyncio.run(ticks())

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import astuple
 
 from serving.channel import Decoder, Frame, Hello, Kind, SocketFolder, listen_at, pack
 from serving.errors import BrokenChannel, SocketFolderUnusable
@@ -29,7 +30,7 @@ def _pieces(data: bytes, cuts: list[int]) -> list[bytes]:
 def test_frames_survive_any_split(frames: list[Frame], cuts: list[int]) -> None:
     """A prediction's bytes would be read as another's whenever the kernel delivers them in other pieces."""
     decoder = Decoder()
-    pieces = _pieces(b"".join(pack(*frame) for frame in frames), cuts)
+    pieces = _pieces(b"".join(pack(*astuple(frame)) for frame in frames), cuts)
     assert [frame for piece in pieces for frame in decoder.feed(piece)] == frames
 
 
@@ -37,7 +38,7 @@ def test_frames_survive_any_split(frames: list[Frame], cuts: list[int]) -> None:
 def test_frames_survive_byte_by_byte(frames: list[Frame]) -> None:
     """A slow or busy machine delivers single bytes; requests would be lost there only."""
     decoder = Decoder()
-    data = b"".join(pack(*frame) for frame in frames)
+    data = b"".join(pack(*astuple(frame)) for frame in frames)
     assert [frame for at in range(len(data)) for frame in decoder.feed(data[at : at + 1])] == frames
 
 

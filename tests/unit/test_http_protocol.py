@@ -12,7 +12,9 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from serving.answers import Answer
+from serving.contracts import InferenceResponse
 from serving.http_protocol import SHORT_BODY, PredictProtocol, Short
+from serving.ids import to_uuid
 
 HEAD = b"POST /predict HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
 
@@ -234,7 +236,8 @@ def test_an_error_is_answered_at_once_and_later() -> None:
         assert (await client.answer())[::2] == (422, b"KeyError")
         await client.send(request(b"{}"))
         way, _ = await front.way.next()
-        way.set_result(object())  # type: ignore[arg-type]  # what JSON cannot carry
+        unspeakable = [{"label": object()}]
+        way.set_result(InferenceResponse(to_uuid(bytes(16)), unspeakable, [], 0.0, "1"))
         assert (await client.answer())[::2] == (422, b"TypeError")
 
     run(test)

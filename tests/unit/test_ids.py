@@ -1,13 +1,14 @@
 """Keys of predictions."""
 
 import os
+import pickle
 import time
 from itertools import pairwise
 from uuid import RFC_4122, UUID
 
 import pytest
 
-from serving.ids import PredictionIds, first_id, time_of, to_text
+from serving.ids import PredictionIds, first_id, time_of, to_text, to_uuid
 from serving.store.keys import first_key
 
 
@@ -18,6 +19,15 @@ def test_ids_are_version_7_uuids_of_now() -> None:
     assert before <= time_of(made) <= time.time_ns() // 1_000_000
     as_uuid = UUID(to_text(made))
     assert (as_uuid.version, as_uuid.variant, as_uuid.bytes) == (7, RFC_4122, made)
+
+
+def test_a_uuid_is_as_python_makes_it() -> None:
+    """It skips Python's checks: it must not differ in anything that somebody may ask of it."""
+    made = PredictionIds()()
+    ours, pythons = to_uuid(made), UUID(bytes=made)
+    assert (ours, hash(ours), str(ours), repr(ours)) == (pythons, hash(pythons), str(pythons), repr(pythons))
+    assert (ours.bytes, ours.version, ours.is_safe) == (made, 7, pythons.is_safe)
+    assert pickle.loads(pickle.dumps(ours)) == pythons
 
 
 def test_ids_grow() -> None:

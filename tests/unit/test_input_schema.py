@@ -374,7 +374,9 @@ def test_our_parameters_belong_to_classifiers() -> None:
     ):
         with pytest.raises(ValidationFailed, match="not possible"):
             NUMERIC.parameters(ours, binary=binary, classifier=classifier)
-    assert NUMERIC.parameters({"return_probabilities": False}, binary=False, classifier=True) == (None, False, {})
+    assert NUMERIC.parameters({"return_probabilities": False}, binary=False, classifier=True) == Parameters(
+        None, False, {}
+    )
 
 
 def test_equal_params_make_equal_variants() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 
+from msgspec.structs import astuple
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.catalogue import Catalogue
@@ -45,8 +46,8 @@ def test_the_stages_add_up_to_the_whole() -> None:
     stages = Stages(0.001, 0.02, 0.3, 4.0)
     metrics.pen(0).answered(5, stages, rows=1, batch_rows=1)
     samples = _samples(metrics, {5: ("m", "1")})
-    sums = [samples["switchyard_prediction_stage_seconds_sum", ("m", "1", stage)] for stage in Stages._fields]
-    assert abs(sum(sums) - sum(stages)) < 1e-12
+    sums = [samples["switchyard_prediction_stage_seconds_sum", ("m", "1", stage)] for stage in Stages.__struct_fields__]
+    assert abs(sum(sums) - sum(astuple(stages))) < 1e-12
 
 
 def test_odd_names_and_every_event_can_be_read() -> None:

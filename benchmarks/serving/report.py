@@ -155,7 +155,7 @@ def _overload_block(found: Overload) -> Block:
             f"{found.crowd_refused} refused, {found.crowd_served} of them served on their first return",
         ),
     ]
-    return Block(f"overload: {found.title}, batch_size 8", ("figure", "found"), rows)
+    return Block(f"overload: {found.title}, not compiled, batch_size 8", ("figure", "found"), rows)
 
 
 def _features_block(features: Features) -> Block:
@@ -211,7 +211,8 @@ def _how(results: Results) -> str:
         f"started anew and taking turns in each of {plan.rounds} rounds: medians, and ratios within a round. All "
         "answers were compared with scikit-learn's first. Switchyard validates, splits traffic between two versions, "
         "logs every prediction durably, counts and gives ids; the others do not. The open loop's times begin when a "
-        "request was due, and its maximum is the closed loop's by the same generator. CPU and PSS are those of the "
+        "request was due, and its maximum is the closed loop's by the same generator, which as a client of another "
+        "machine does not interrupt the server at each answer (SCHED_BATCH). CPU and PSS are those of the "
         "whole process tree."
     )
 

@@ -1,5 +1,6 @@
 """The process that ships: started by the data plane, ends on SIGTERM and with its parent."""
 
+import gc
 import multiprocessing
 import multiprocessing.connection
 import signal
@@ -22,6 +23,9 @@ def run_shipper(database_url: str, database_timeout: float, spool_folder: Path, 
     cannot be understood; a database that is missing, locked or of another schema is waited for.
     """
     configure_logging("data-plane", log_level)
+    # Records come in thousands and hold no cycles, so looking for some would mostly cost time.
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
     end = _End()
     database = open_database(database_url, database_timeout)
     try:

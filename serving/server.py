@@ -8,7 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -33,6 +33,7 @@ from serving.supervisor import SIGNALS, Charge, Supervisor
 from serving.worker import WorkerAPI, WorkerLoop, end_with_parent, join_our_log
 
 _LAME_DUCK = 0.3
+_TICK = 1.0
 
 log = logger(__name__)
 
@@ -260,6 +261,7 @@ class _ApiServer(litserve.server._Server):  # type: ignore[misc]  # noqa: SLF001
         config.app = self._front
         config.http = functools.partial(PredictProtocol, front=self._front)  # type: ignore[assignment]  # only called
         super().__init__(config)
+        self._told_to_end: Callable[[], object] = lambda: None
 
     def run(self, worker_id: int, sockets: list[socket.socket] | None = None) -> None:
         """The HTTP process's life."""
@@ -275,10 +277,19 @@ class _ApiServer(litserve.server._Server):  # type: ignore[misc]  # noqa: SLF001
         gc.set_threshold(50_000, 20, 20)
         super().run(worker_id, sockets)
 
+    async def main_loop(self) -> None:
+        """uvicorn's looks ten times a second whether to end, which is half of what an idle process does: this is told."""
+        end = asyncio.Event()
+        self._told_to_end = functools.partial(asyncio.get_running_loop().call_soon_threadsafe, end.set)
+        while not await self.on_tick(0):  # by which the header with the date is renewed
+            with suppress(TimeoutError):
+                await asyncio.wait_for(end.wait(), _TICK)
+
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Ctrl-C reaches the whole group, but the parent has to close its listening socket first: it says when."""
         if sig != signal.SIGINT:
             super().handle_exit(sig, frame)
+            self._told_to_end()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept no more, ask clients to leave with their next answer, give them a moment for it, then close."""

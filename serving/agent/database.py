@@ -38,6 +38,10 @@ class DatabaseLink:
         self._stuck: list[_Hand] = []
         self._trouble: dict[str, str] = {}
 
+    def stamp(self) -> object | None:
+        """See Database.stamp; None also while it cannot be used."""
+        return None if self._database is None or self._trouble else self._database.stamp()
+
     async def read(self, act: Callable[[Session], Answer]) -> Answer | None:
         """What `act` reads, in one transaction; None when the database cannot be used now."""
 

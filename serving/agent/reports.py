@@ -23,6 +23,8 @@ from serving.store.replicas import (
     say_goodbye,
 )
 
+LOOK = 1.0
+"""Seconds after which the generation is read though nobody seems to have written anything."""
 REFRESH = 5.0
 """Seconds after which everything desired is read again, whatever the generation."""
 HEARTBEAT = 1.0
@@ -46,17 +48,25 @@ class Reports:
         self._url = options.url
         self._started_at = datetime.now(UTC)
         self._started = time.monotonic()
-        self._read_at = self._beat_at = float("-inf")
+        self._looked_at = self._read_at = self._beat_at = float("-inf")
+        self._stamp: object | None = None
         self._reported: dict[Key, VersionReport] = {}
         self._problems: tuple[str, ...] = ()
         self._applied: tuple[int, dict[str, int]] = (0, {})
 
     async def read(self) -> bool:
         """Look whether something else is desired, and follow it. Whether everything was read."""
-        due = time.monotonic() - self._read_at >= REFRESH
-        known = None if due or not self._standing.certain else self._standing.desired.generation
+        now = time.monotonic()
+        due = now - self._read_at >= REFRESH or not self._standing.certain
+        stamp = self._database.stamp()  # before it is read: what is written meanwhile will be looked for again
+        if not due and stamp is not None and stamp == self._stamp and now - self._looked_at < LOOK:
+            return False
+        known = None if due else self._standing.desired.generation
         answer = await self._database.read(lambda session: _read(session, self._replica, known))
-        if answer is None or answer[0] is None:
+        if answer is None:
+            return False
+        self._stamp, self._looked_at = stamp, now
+        if answer[0] is None:
             return False
         self._read_at = time.monotonic()
         # Read anew each time: it may be another database than a moment ago, restored from a backup.

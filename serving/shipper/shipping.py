@@ -16,7 +16,7 @@ from serving.store.rollups import FINE_SECONDS, RESOLUTIONS, prune_rollups
 
 TICK = 0.1
 """Seconds between two looks at the spools."""
-QUIET_TICK = 0.5
+QUIET_TICK = 1.0
 """The same when nothing has come for a while: looking costs more than all else that an idle data plane does."""
 _QUIET_AFTER = 3.0
 
@@ -52,7 +52,10 @@ class Shipper:
             self._attempt(lambda: self._store_all(sleep))
 
     def _tick(self) -> float:
-        return TICK if time.monotonic() < self._stored_at + _QUIET_AFTER else QUIET_TICK
+        return QUIET_TICK if self._is_quiet() else TICK
+
+    def _is_quiet(self) -> bool:
+        return time.monotonic() >= self._stored_at + _QUIET_AFTER
 
     def drain(self, seconds: float) -> None:
         """Store everything that waits, without pauses, for so long at most. Raises nothing."""
@@ -101,7 +104,9 @@ class Shipper:
         return self._do(stream, lambda: stream.ship(self._database, self._durability))
 
     def _do(self, stream: Stream, work: Callable[[], bool]) -> bool:
-        return work() if self._ending or stream.is_late() else self._low_priority.do(work)
+        # While it is quiet there is nobody to give way to, and handing over takes longer than looking.
+        here = self._ending or self._is_quiet() or stream.is_late()
+        return work() if here else self._low_priority.do(work)
 
     def _of_kind(self, kind: type[Stream]) -> list[Stream]:
         name = PREDICTIONS if kind is Predictions else PAYLOADS

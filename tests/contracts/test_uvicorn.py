@@ -69,3 +69,10 @@ def test_its_own_headers_come_in_a_new_list() -> None:
         assert server.server_state.default_headers is not first
 
     asyncio.run(ticks())
+
+
+def test_the_loop_that_we_replace_only_ticks() -> None:
+    """What else uvicorn did there would be left out."""
+    source = inspect.getsource(Server.main_loop)
+    assert re.findall(r"await (\S+?)\(", source) == ["self.on_tick", "asyncio.sleep", "self.on_tick"]
+    assert "counter % 10 == 0" in inspect.getsource(Server.on_tick)

@@ -12,7 +12,7 @@ from serving.logs import logger
 from serving.spool.writer import PAYLOADS, PREDICTIONS, Spool
 
 _PAYLOAD_SECONDS = 0.1
-_PAYLOAD_BYTES = 1 << 20
+_PAYLOAD_BYTES = 32 << 10  # few enough to be in the processor's cache still when they are written
 _QUIET_SECONDS = 60.0
 
 log = logger(__name__)

@@ -39,7 +39,9 @@ class DatabaseLink:
         self._trouble: dict[str, str] = {}
 
     def stamp(self) -> object | None:
-        """See Database.stamp; None also while it cannot be used."""
+        """See Database.stamp; None also while it cannot be used. It is asked in the event loop: a file system that hangs
+        holds the agent up, whose own files lie there too.
+        """
         return None if self._database is None or self._trouble else self._database.stamp()
 
     async def read(self, act: Callable[[Session], Answer]) -> Answer | None:

@@ -18,7 +18,7 @@ class Durability:
     """
 
     def __init__(self, database: Database) -> None:
-        """For a database whose connections only this process's one thread uses."""
+        """For a database whose connections only one thread uses at a time."""
         self._wanted = "NORMAL"
         if database.file is not None:
             # When a connection is taken, not later: SQLite refuses to change it inside a transaction.

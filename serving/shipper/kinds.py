@@ -10,7 +10,7 @@ from serving.recorder import Payload, PredictionRecord
 from serving.shipper.batch import Batch, Format
 from serving.shipper.stream import Stream
 from serving.store.payloads import chunks_of
-from serving.store.prediction_writes import write_chunks, write_predictions
+from serving.store.prediction_writes import Prepared, prepare_predictions, write_chunks, write_predictions
 
 _ENOUGH_PAYLOADS = 128 << 10
 _PAYLOAD_PATIENCE = 5.0
@@ -27,13 +27,13 @@ class Predictions(Stream):
     late_after = 5.0
     format = Format(msgspec.msgpack.Decoder(list[PredictionRecord]).decode, _rows)
 
-    def prepare(self, batch: Batch) -> Batch:
-        """Nothing."""
-        return batch
+    def prepare(self, batch: Batch, dialect: str) -> Prepared:
+        """Rows and counts."""
+        return prepare_predictions(batch.parts, dialect)
 
-    def write(self, session: Session, prepared: Batch) -> int:
+    def write(self, session: Session, prepared: Prepared) -> int:
         """Rows, clients' keys and roll-ups."""
-        return write_predictions(session, prepared.parts, self.source)
+        return write_predictions(session, prepared, self.source)
 
 
 class Payloads(Stream):
@@ -50,8 +50,8 @@ class Payloads(Stream):
         self._since = self._since or now
         return waiting >= _ENOUGH_PAYLOADS or now - self._since >= _PAYLOAD_PATIENCE
 
-    def prepare(self, batch: Batch) -> list[dict[str, Any]]:
-        """Compressed before the transaction: that takes longer than storing."""
+    def prepare(self, batch: Batch, dialect: str) -> list[dict[str, Any]]:  # noqa: ARG002  # the same for all
+        """Compressed."""
         return chunks_of([part.record for part in batch.parts])
 
     def write(self, session: Session, prepared: list[dict[str, Any]]) -> int:

@@ -1,10 +1,12 @@
 """The process that ships: started by the data plane, ends on SIGTERM and with its parent."""
 
 import gc
+import math
 import multiprocessing
 import multiprocessing.connection
 import signal
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,8 @@ _LAST_SECONDS = 1.5
 def run_shipper(database_url: str, database_timeout: float, spool_folder: Path, source: str, log_level: str) -> None:
     """Store what the HTTP processes below `spool_folder` have recorded, until told to end or left by the parent.
 
-    Before it ends it takes along what waits, for 1.5 s at most: after a clean stop nothing is left where the database
-    answers. `source` names the data plane in the database, as host:port. Raises DatabaseUnreachable when the address
+    Before it ends it takes along what waits, until 1.5 s after it was told: after a clean stop nothing is left where the
+    database answers and requests have not kept all cores busy. `source` names the data plane in the database, as host:port. Raises DatabaseUnreachable when the address
     cannot be understood; a database that is missing, locked or of another schema is waited for.
     """
     configure_logging("data-plane", log_level)
@@ -31,7 +33,7 @@ def run_shipper(database_url: str, database_timeout: float, spool_folder: Path, 
     try:
         shipper = Shipper(database, spool_folder, source)
         shipper.run(end.sleep)
-        shipper.drain(_LAST_SECONDS)
+        shipper.drain(_LAST_SECONDS - (time.monotonic() - end.told_at))
     finally:
         database.close()
 
@@ -41,6 +43,8 @@ class _End:
 
     def __init__(self) -> None:
         self._told = False
+        self.told_at = math.inf
+        """On the monotonic clock."""
         incoming, outgoing = socket.socketpair()
         incoming.setblocking(False)
         outgoing.setblocking(False)
@@ -54,7 +58,10 @@ class _End:
         """So long, or until the end; whether it has come."""
         if not self._told:
             self._told = bool(multiprocessing.connection.wait(self._watched, seconds))
+        if self._told:
+            self.told_at = min(self.told_at, time.monotonic())
         return self._told
 
     def _tell(self, *_: object) -> None:
         self._told = True
+        self.told_at = min(self.told_at, time.monotonic())

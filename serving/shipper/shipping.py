@@ -20,6 +20,7 @@ QUIET_TICK = 1.0
 """The same when nothing has come for a while: looking costs more than all else that an idle data plane does."""
 _QUIET_AFTER = 3.0
 
+_ROUND_SECONDS = 0.5
 _LONGEST_PAUSE = 5.0
 _PRUNE_SECONDS = 600.0
 
@@ -74,39 +75,45 @@ class Shipper:
             self._note_success()
 
     def _store_all(self, sleep: Sleep, *, patient: bool = True) -> None:
-        for kind in (Predictions, Payloads):
-            if self._store_round(self._of_kind(kind), sleep, patient=patient):
-                return
-        self._prune()
+        predictions, payloads = self._of_kind(Predictions), self._of_kind(Payloads)
+        if self._store_round(predictions, sleep, _ROUND_SECONDS, patient=patient):
+            return
+        # A transaction of them at least, whatever else waits.
+        seconds = 0.0 if any(each.is_late() for each in predictions) else _ROUND_SECONDS
+        if not self._store_round(payloads, sleep, seconds, patient=patient):
+            self._prune()
 
-    def _store_round(self, candidates: list[Stream], sleep: Sleep, *, patient: bool) -> bool:
+    def _store_round(self, candidates: list[Stream], sleep: Sleep, seconds: float, *, patient: bool) -> bool:
         """What these hold now, always the oldest first; whether it is time to end.
 
         One transaction each, and more where there was more to read: what trickles in meanwhile waits for the next tick.
+        It takes about so many seconds at most, when `patient`: under load there is always more, and others wait too.
         """
+        until = time.monotonic() + seconds
         ready = [each for each in candidates if self._look(each, patient=patient)]
         while ready:
             self._stored_at = time.monotonic()
             oldest = min(ready, key=lambda each: each.head)
             began = time.monotonic()
-            more = self._ship(oldest)
+            more = oldest.ship(self._database, self._durability)
             # SQLite's writers do not queue: whoever comes back at once starves all others.
             if sleep(time.monotonic() - began):
                 return True
+            if patient and time.monotonic() >= until:
+                break
             if not (more and self._look(oldest, patient=patient)):
                 ready.remove(oldest)
         return False
 
     def _look(self, stream: Stream, *, patient: bool) -> bool:
-        return self._do(stream, lambda: stream.look(self._database, patient=patient))
+        """At low priority, which reading and preparing bear; the transaction does not, since others wait for its end."""
 
-    def _ship(self, stream: Stream) -> bool:
-        return self._do(stream, lambda: stream.ship(self._database, self._durability))
+        def look() -> bool:
+            return stream.look(self._database, patient=patient)
 
-    def _do(self, stream: Stream, work: Callable[[], bool]) -> bool:
         # While it is quiet there is nobody to give way to, and handing over takes longer than looking.
         here = self._ending or self._is_quiet() or stream.is_late()
-        return work() if here else self._low_priority.do(work)
+        return look() if here else self._low_priority.do(look)
 
     def _of_kind(self, kind: type[Stream]) -> list[Stream]:
         name = PREDICTIONS if kind is Predictions else PAYLOADS

@@ -1,6 +1,7 @@
 """One stream of one HTTP process: read in batches, each stored in one transaction that also says how far it was read."""
 
 import time
+from contextlib import suppress
 from struct import error as StructError  # noqa: N812  # it is a class
 from typing import Any
 
@@ -35,6 +36,8 @@ class Stream:
         self._identity: str | None = None
         self._position: Position | None = None  # as the database has it; None: to be asked
         self._batch: Batch | None = None
+        self._prepared: Any = None
+        self._found = b""
         self._limit = self.most
         self._damaged: set[int] = set()
 
@@ -55,19 +58,22 @@ class Stream:
         return parts[0].record.id if parts else b""
 
     def is_late(self) -> bool:
-        """Whether what was found last has waited too long."""
-        head = self.head
-        return bool(head) and time.time() - time_of(head) / 1000 > self.late_after
+        """Whether the first request that was found last, stored meanwhile or not, had waited too long."""
+        return bool(self._found) and time.time() - time_of(self._found) / 1000 > self.late_after
 
     def look(self, database: Database, *, patient: bool) -> bool:
-        """Whether there is something to store; `patient` leaves alone what may wait for company.
+        """Whether there is something to store, all prepared for it; `patient` leaves alone what may wait for company.
 
         Raises:
             DatabaseUnavailable: how far it was read cannot be asked.
             OSError: the spool cannot be read.
         """
         if self._batch is None:
-            self._batch = self._read(database, patient=patient)
+            self._batch = batch = self._read(database, patient=patient)
+            self._found = b"" if batch is None else self.head or self._found
+            # What is refused here is refused again when it is to be stored, and then isolated.
+            with suppress(OverflowError, UnicodeError, StructError):
+                self._prepared = self.prepare(batch, database.dialect) if batch is not None and batch.parts else None
         return self._batch is not None
 
     def ship(self, database: Database, durability: Durability) -> bool:
@@ -96,14 +102,18 @@ class Stream:
 
     def forget(self) -> None:
         """Ask the database again how far it got."""
-        self._batch = self._position = None
+        self._batch = self._position = self._prepared = None
 
     def is_ready(self, waiting: int) -> bool:  # noqa: ARG002  # for subclasses
         """Whether so many waiting bytes of the last segment are to be stored by now."""
         return True
 
-    def prepare(self, batch: Batch) -> Any:
-        """What can be done before the transaction, which must be short."""
+    def prepare(self, batch: Batch, dialect: str) -> Any:
+        """What can be done before the transaction, which must be short, in a database of this kind.
+
+        Raises:
+            OverflowError, UnicodeError, struct.error: a record that it cannot hold.
+        """
         raise NotImplementedError
 
     def write(self, session: Session, prepared: Any) -> int:
@@ -114,7 +124,9 @@ class Stream:
         """False when somebody else has moved the position: nothing was stored then."""
         if batch.refused:
             self._keep_aside(batch)
-        prepared = self.prepare(batch)
+        prepared, self._prepared = self._prepared, None
+        if prepared is None and batch.parts:
+            prepared = self.prepare(batch, database.dialect)
         crosses = batch.to.segment != batch.origin.segment
         if crosses:
             # After a power cut the database must not point into a segment whose name did not survive: the next one

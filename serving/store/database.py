@@ -46,6 +46,11 @@ class Database:
         """What to call it in messages: the file, or the address without its password."""
         return str(self.file) if self.file else mask(self.url.render_as_string(hide_password=True))
 
+    @property
+    def dialect(self) -> str:
+        """Which kind it is: sqlite or postgresql."""
+        return self.url.get_backend_name()
+
     @cached_property  # asked in each transaction
     def file(self) -> Path | None:
         """The SQLite file; None on PostgreSQL."""
@@ -127,12 +132,13 @@ class Database:
     def stamp(self) -> object | None:
         """Something that is another after each commit of anybody; None where that is not to be had, as on PostgreSQL.
 
-        Two calls of the system, where a transaction takes a hundred times as long. Two commits within a tick of the
+        A few calls of the system, where a transaction takes a hundred times as long. Two commits within a tick of the
         kernel's clock may leave it as it was.
         """
         if self.file is None:
             return None
-        return tuple(_file_stamp(f"{self.file}{end}") for end in ("", "-wal"))
+        file = os.path.realpath(self.file)  # SQLite puts the log beside what a link leads to
+        return _file_stamp(file), _file_stamp(f"{file}-wal")
 
     def close(self) -> None:
         """Close every pooled connection."""

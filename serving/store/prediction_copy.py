@@ -31,16 +31,23 @@ _FLOAT = Struct(">id")
 _LENGTH = Struct(">i")
 
 
-def insert_rows(connection: Connection, parts: "Iterable[Part]") -> int:
-    """Insert the rows of these parts, but for those whose key is there; how many were inserted.
+PackedRows = list[tuple[Any, ...]] | bytes
+"""Rows as the database's driver takes them: tuples for SQLite, the contents of a binary COPY for PostgreSQL."""
+
+
+def pack_rows(dialect: str, parts: "Iterable[Part]") -> PackedRows:
+    """The rows of these parts, for a database of this kind. Raises OverflowError, ValueError, struct.error."""
+    return b"".join((_BEGIN, *_packed(parts), _END)) if dialect == "postgresql" else list(_tuples(parts))
+
+
+def insert_rows(connection: Connection, rows: PackedRows) -> int:
+    """Insert these, but for those whose key is there; how many were inserted.
 
     Raises:
-        sqlalchemy.exc.DBAPIError, OverflowError, ValueError, struct.error: nothing can be said of what was inserted;
-            roll back.
+        sqlalchemy.exc.DBAPIError, OverflowError, ValueError: nothing can be said of what was inserted; roll back.
     """
-    if connection.dialect.name == "postgresql":
-        return _copy(connection, parts)
-    rows = list(_tuples(parts))
+    if isinstance(rows, bytes):
+        return _copy(connection, rows)
     return connection.exec_driver_sql(_TUPLES, rows).rowcount if rows else 0
 
 
@@ -56,10 +63,9 @@ def _tuples(parts: "Iterable[Part]") -> Iterator[tuple[Any, ...]]:
             yield (*fixed, row, *each.rows[row])
 
 
-def _copy(connection: Connection, parts: "Iterable[Part]") -> int:
+def _copy(connection: Connection, content: bytes) -> int:
     import psycopg  # only here: it takes its time to import, and most installations use SQLite
 
-    content = b"".join((_BEGIN, *_packed(parts), _END))
     driver: Any = connection.connection.driver_connection
     try:
         with driver.cursor() as cursor:

@@ -7,9 +7,9 @@ from sqlalchemy import Connection, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Session
 
-from serving.store.prediction_copy import insert_rows
+from serving.store.prediction_copy import PackedRows, insert_rows, pack_rows
 from serving.store.prediction_tables import PayloadChunkRow, PredictionAliasRow, PredictionRow, SpoolPositionRow
-from serving.store.rollups import Countable, add_rollups
+from serving.store.rollups import Countable, Spans, add_rollups, roll_up
 
 _PREDICTION = PredictionRow.metadata.tables["prediction"]
 _ALIAS = PredictionAliasRow.metadata.tables["prediction_alias"]
@@ -35,6 +35,14 @@ class Part(NamedTuple):
     record: Logged
     first: int
     last: int
+
+
+class Prepared(NamedTuple):
+    """Parts with what storing them takes, if none of them is stored already: made before the transaction."""
+
+    parts: Sequence[Part]
+    rows: PackedRows
+    spans: Spans
 
 
 class Position(NamedTuple):
@@ -79,14 +87,24 @@ def move_position(session: Session, spool: str, to: Position, losses: Losses) ->
     session.connection().execute(update(_POSITION).where(_POSITION.c.spool == spool).values(**to._asdict(), **added))
 
 
-def write_predictions(session: Session, parts: Sequence[Part], source: str) -> int:
-    """Store these and count them. How many requests were left out because they repeat one that is stored."""
+def prepare_predictions(parts: Sequence[Part], dialect: str) -> Prepared:
+    """For a database of this kind. Raises OverflowError, ValueError, struct.error: a record that it cannot hold."""
+    return Prepared(parts, pack_rows(dialect, parts), roll_up(_begun(parts)))
+
+
+def write_predictions(session: Session, prepared: Prepared, source: str) -> int:
+    """Store these and count them. How many requests were left out because they repeat one that is stored.
+
+    `prepared` is used up by it: its counts have those that were stored before added.
+    """
     connection = session.connection()
+    parts = prepared.parts
     ours = _claim_client_keys(connection, parts)
-    stored = _insert_new(connection, ours)
-    new = [part.record for part in stored if part.first == 0]
-    add_rollups(connection, new, source)
-    return sum(part.first == 0 for part in parts) - len(new)
+    all_ours = len(ours) == len(parts)
+    stored = _insert_new(connection, ours, prepared.rows if all_ours else pack_rows(connection.dialect.name, ours))
+    new = _begun(stored)
+    add_rollups(connection, prepared.spans if len(stored) == len(parts) else roll_up(new), source)
+    return len(_begun(parts)) - len(new)
 
 
 def write_chunks(session: Session, chunks: Sequence[dict[str, Any]]) -> None:
@@ -112,6 +130,11 @@ def _claim_client_keys(connection: Connection, parts: Sequence[Part]) -> list[Pa
     return [part for part in parts if not _claims(part.record) or owners[_key(part.record)] == part.record.id]
 
 
+def _begun(parts: Iterable[Part]) -> list[Logged]:
+    """The requests that begin here, each of which is counted once."""
+    return [part.record for part in parts if part.first == 0]
+
+
 def _claims(record: Logged) -> bool:
     return record.client_key is not None and record.status == _ANSWERED
 
@@ -120,14 +143,14 @@ def _key(record: Logged) -> bytes:
     return record.client_key or b""
 
 
-def _insert_new(connection: Connection, parts: Sequence[Part]) -> Sequence[Part]:
-    """Insert what is not stored yet; returns that."""
+def _insert_new(connection: Connection, parts: Sequence[Part], rows: PackedRows) -> Sequence[Part]:
+    """Insert what is not stored yet; returns that. `rows` are the parts'."""
     connection.exec_driver_sql("SAVEPOINT log_rows")
-    if insert_rows(connection, parts) != sum(part.last - part.first for part in parts):
+    if insert_rows(connection, rows) != sum(part.last - part.first for part in parts):
         # Rare: an id of ours that is stored already, as after somebody copied a spool. Only what is new may be counted.
         connection.exec_driver_sql("ROLLBACK TO SAVEPOINT log_rows")
         parts = _not_stored(connection, parts)
-        insert_rows(connection, parts)
+        insert_rows(connection, pack_rows(connection.dialect.name, parts))
     connection.exec_driver_sql("RELEASE SAVEPOINT log_rows")
     return parts
 

@@ -92,6 +92,10 @@ class _Key(NamedTuple):
     status: int
 
 
+Spans = dict[_Key, Summary]
+"""Requests counted per model, resolution, start and stream."""
+
+
 def read_rollups(session: Session, model_id: str, since: float, until: float, *, now: float) -> dict[Stream, Summary]:
     """What arrived for a model in [since, until), by stream. All three are seconds since 1970.
 
@@ -136,9 +140,8 @@ def prune_rollups(session: Session, resolution: int, before: float) -> int:
     return removed
 
 
-def add_rollups(connection: Connection, requests: Iterable[Countable], source: str) -> None:
-    """Count these requests into the rows of this source, which nobody else may be writing now."""
-    spans = roll_up(requests)
+def add_rollups(connection: Connection, spans: Spans, source: str) -> None:
+    """Add these, of `roll_up`, to the rows of this source, which nobody else may be writing now. They change by it."""
     if not spans:
         return
     _add_stored(connection, spans, source)
@@ -158,13 +161,13 @@ def add_rollups(connection: Connection, requests: Iterable[Countable], source: s
     connection.execute(statement.on_conflict_do_update(index_elements=list(_TABLE.primary_key), set_=changed), rows)
 
 
-def roll_up(requests: Iterable[Countable]) -> dict[_Key, Summary]:
+def roll_up(requests: Iterable[Countable]) -> Spans:
     """Requests counted per model, resolution, start, version, arm, role and status, by their arrival."""
     streams: dict[tuple[str, Stream], list[tuple[int, int, int]]] = {}
     for each in requests:
         stream = Stream(each.version, each.arm or "", each.role, each.status)
         streams.setdefault((each.model_id, stream), []).append((each.arrived_us, each.latency_us, len(each.rows)))
-    spans: dict[_Key, Summary] = {}
+    spans: Spans = {}
     for (model_id, stream), facts in streams.items():
         for start, summary in _by_start(facts):
             for resolution in RESOLUTIONS:
@@ -186,7 +189,7 @@ def _by_start(facts: Sequence[tuple[int, int, int]]) -> Iterator[tuple[int, Summ
         yield int(starts[index]), Summary(int(requests[index]), int(carried[index]), float(seconds[index]), counts)
 
 
-def _add_stored(connection: Connection, spans: dict[_Key, Summary], source: str) -> None:
+def _add_stored(connection: Connection, spans: Spans, source: str) -> None:
     """Add what is stored already. One query per model and resolution: what arrives together lies together."""
     starts: dict[tuple[str, int], list[int]] = {}
     for model_id, resolution, start, *_ in spans:

@@ -24,6 +24,7 @@ from serving.store.rollups import (
     covering,
     prune_rollups,
     read_rollups,
+    roll_up,
 )
 from tests.predictions import a_payload, a_request, record_all
 
@@ -65,8 +66,8 @@ def test_windows_say_what_arrived_in_them(database: Database) -> None:
     with database.writing() as session:
         for at, source in ((0, "here/api-0"), (1500, "there/api-0")):
             for k in range(at, at + 1500, 500):
-                add_rollups(session.connection(), requests[k : k + 500], source)
-        add_rollups(session.connection(), [a_count(NOW - 1, model_id="other")], "here/api-0")
+                add_rollups(session.connection(), roll_up(requests[k : k + 500]), source)
+        add_rollups(session.connection(), roll_up([a_count(NOW - 1, model_id="other")]), "here/api-0")
     for since, until in ((NOW - 600, NOW), (NOW - 30 * HOUR, NOW - 5 * HOUR), (NOW - 26 * HOUR, NOW + 1)):
         with database.reading() as session:
             found = read_rollups(session, "flights", since, until, now=NOW)
@@ -85,7 +86,9 @@ def test_pruning_takes_fine_rows_only(database: Database) -> None:
     """The table would grow by thousands of rows an hour, or months of history would go with them."""
     with database.writing() as session:
         for model_id in ("a", "b"):
-            add_rollups(session.connection(), [a_count(NOW - k * 60, model_id=model_id) for k in range(5)], "here")
+            add_rollups(
+                session.connection(), roll_up([a_count(NOW - k * 60, model_id=model_id) for k in range(5)]), "here"
+            )
         assert prune_rollups(session, 5, NOW - 150) == 4
     with database.reading() as session:
         left = session.connection().execute(text("SELECT resolution, sum(n) FROM rollup GROUP BY resolution"))

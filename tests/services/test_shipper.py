@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import signal
+import threading
 import time
 from contextlib import closing
 from hashlib import blake2b
@@ -22,7 +23,7 @@ from benchmarks.kills.verdict import Verdict
 from control_plane.storage.setup import create_database
 from serving.ids import time_of
 from serving.recorder import PredictionRecord
-from serving.shipper import Shipper, run_shipper
+from serving.shipper import Shipper, run_shipper, stream
 from serving.shipper.durability import Durability
 from serving.shipper.kinds import Predictions
 from serving.shipper.shipping import QUIET_TICK, TICK
@@ -414,7 +415,8 @@ def test_a_route_is_written_in_time_while_a_backlog_is_stored(
     before = query(database, "SELECT value FROM route_generation")
     wait_until(lambda: query(database, "SELECT value FROM route_generation") != before, "routes to be written")
     shipper = Shipper(database, tmp_path, SOURCE)
-    shipper._store_all(_slept)
+    while spool_state(tmp_path).waiting_bytes:
+        shipper._store_all(_slept)
     stop.set()
     took = ours.recv()
     writer.join()
@@ -435,6 +437,55 @@ def test_kills_lose_nothing_and_count_nothing_twice(database_url: str) -> None:
     assert verdict.problems == []
     facts = dict(verdict.figures)
     assert int(facts["here: acknowledged, of these lost"].split(",")[0]) > 100
+
+
+def test_who_always_has_more_keeps_nobody_waiting(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Payloads, and what another process has answered, would wait for as long as one process is busy."""
+    monkeypatch.setattr("serving.shipper.shipping._ROUND_SECONDS", 0.0)
+    monkeypatch.setattr(Predictions, "most", 10)
+    shipper = Shipper(database, tmp_path, SOURCE)
+    record_all(tmp_path / "api-1", [a_request(unit="calm")], [a_payload(features=bytes(400)) for _ in range(400)])
+    record_all(tmp_path / "api-0", [a_request(unit="busy") for _ in range(300)], per_tick=10)
+    shipper._store_all(lambda _: False)
+    assert stored_units(database) == ["calm"]
+    shipper._store_all(lambda _: False)
+    record_all(tmp_path / "api-1", [a_request(unit="calm")])
+    for _ in range(3):
+        shipper._store_all(lambda _: False)
+    assert query(database, "SELECT sum(n) FROM payload_chunk") == [(400,)]
+    assert 10 < len(stored_units(database)) < 100
+    Shipper(database, tmp_path, SOURCE).drain(30)
+    assert counted(database) == all_say(requests=302, rows=302)
+
+
+def test_what_has_waited_long_is_not_read_at_low_priority(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alerts would come late for as long as requests keep all cores busy."""
+    readers: list[str] = []
+
+    def read(path: Path, offset: int) -> Any:
+        readers.append(threading.current_thread().name)
+        return read_frames(path, offset)
+
+    monkeypatch.setattr(stream, "read_frames", read)
+    monkeypatch.setattr(Predictions, "most", 10)
+    long_ago = int((time.time() - 60) * 1000)
+    record_all(tmp_path / "api-0", [a_request(id=_id_of(long_ago, k)) for k in range(30)], per_tick=10)
+    record_all(tmp_path / "api-0", [a_request() for _ in range(30)], per_tick=10)
+    shipper = Shipper(database, tmp_path, SOURCE)
+    shipper._store_all(lambda _: False)
+    assert len(stored_units(database)) == 60
+    # What waits is known when it has been read, so the first is read at low priority, and one too many at normal.
+    low, main = "low-priority_0", "MainThread"
+    assert readers[:4] == [low, main, main, main]
+    assert readers[-2:] == [low, low]
+
+
+def _id_of(moment: int, number: int) -> bytes:
+    return moment.to_bytes(6, "big") + number.to_bytes(10, "big")
 
 
 def test_a_quiet_shipper_looks_less_often(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

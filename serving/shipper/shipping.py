@@ -95,7 +95,7 @@ class Shipper:
             self._stored_at = time.monotonic()
             oldest = min(ready, key=lambda each: each.head)
             began = time.monotonic()
-            more = oldest.ship(self._database, self._durability)
+            more = self._ship(oldest)
             # SQLite's writers do not queue: whoever comes back at once starves all others.
             if sleep(time.monotonic() - began):
                 return True
@@ -106,14 +106,15 @@ class Shipper:
         return False
 
     def _look(self, stream: Stream, *, patient: bool) -> bool:
-        """At low priority, which reading and preparing bear; the transaction does not, since others wait for its end."""
+        return self._do(stream, lambda: stream.look(self._database, patient=patient))
 
-        def look() -> bool:
-            return stream.look(self._database, patient=patient)
+    def _ship(self, stream: Stream) -> bool:
+        return self._do(stream, lambda: stream.ship(self._database, self._durability))
 
+    def _do(self, stream: Stream, work: Callable[[], bool]) -> bool:
         # While it is quiet there is nobody to give way to, and handing over takes longer than looking.
         here = self._ending or self._is_quiet() or stream.is_late()
-        return look() if here else self._low_priority.do(look)
+        return work() if here else self._low_priority.do(work)
 
     def _of_kind(self, kind: type[Stream]) -> list[Stream]:
         name = PREDICTIONS if kind is Predictions else PAYLOADS

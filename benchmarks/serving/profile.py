@@ -28,7 +28,7 @@ from benchmarks.serving.wrk import find_wrk, run_wrk
 from benchmarks.waiting import interruptible
 
 _PAGE = pages.DOCS / "performance.md"
-_RATE = 200  # samples a second of each process
+_RATE = 25  # samples a second of each process; at 200 py-spy takes more of the machine than what it looks at
 _CONNECTIONS = 32
 _MARGIN_SECONDS = 3.0  # of load around the time that is looked at
 _GUARD = 60.0
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving.profile", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=10.0, help="that are looked at, for each model (default: 10)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="that are looked at, for each model (default: 20)")
     parser.add_argument("--model", nargs="+", choices=list(MODELS), default=["logistic", "flights"])
     parser.add_argument("--write", action="store_true", help="write the tables into docs/performance.md")
     return parser.parse_args(arguments)

@@ -310,7 +310,7 @@ def test_several_spools_are_stored_oldest_first(database: Database, tmp_path: Pa
         heads.extend(int(each) for (each,) in query(database, "SELECT max(arrived_us) FROM prediction"))
         return False
 
-    shipper._store_all(after_each)
+    shipper._store_all(after_each, patient=False)
     assert heads == sorted(heads)
     assert heads[1] == requests[2999].arrived_us
     assert counted(database) == all_say(requests=9000, rows=9000)
@@ -471,6 +471,7 @@ def test_what_has_waited_long_is_not_read_at_low_priority(
         return read_frames(path, offset)
 
     monkeypatch.setattr(stream, "read_frames", read)
+    monkeypatch.setattr("serving.shipper.shipping._ROUND_SECONDS", 60.0)
     monkeypatch.setattr(Predictions, "most", 10)
     long_ago = int((time.time() - 60) * 1000)
     record_all(tmp_path / "api-0", [a_request(id=_id_of(long_ago, k)) for k in range(30)], per_tick=10)

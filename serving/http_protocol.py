@@ -131,6 +131,9 @@ class PredictProtocol(HttpToolsProtocol):
         cycle: Any = self.cycle
         if type(cycle) is Short:
             cycle.lost()
+        # Both know this protocol. The collector looks for such cycles seldom, and connections come and go.
+        self.parser = cast("Any", None)
+        self.cycle = cast("Any", None)
 
     def on_response_complete(self) -> None:
         """Called at the end of each response, on both ways."""

@@ -223,6 +223,32 @@ def test_all_else_takes_the_ordinary_way(data: bytes) -> None:
     run(test)
 
 
+def test_nothing_is_left_of_a_connection_that_is_gone() -> None:
+    """A process whose collector looks seldom would grow by some kilobytes with each connection."""
+
+    async def test(front: Front, connect: Callable[[], Awaitable[Client]]) -> None:
+        gc.collect()
+        gc.disable()
+        try:
+            for data in (request(b"{}"), request(b"a").replace(b"/predict", b"/other")):
+                client = await connect()
+                await client.send(data)
+                if b"/predict" in data:
+                    way, _ = await front.way.next()
+                    way.set_result(b"{}")
+                    del way
+                await client.answer()
+                client.writer.close()
+            del client
+            async with asyncio.timeout(10):
+                while any(isinstance(each, PredictProtocol) for each in gc.get_objects()):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+        finally:
+            gc.enable()
+
+    run(test)
+
+
 def test_an_error_is_answered_at_once_and_later() -> None:
     """A refused request would hang."""
 

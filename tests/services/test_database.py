@@ -2,6 +2,7 @@
 
 import multiprocessing
 import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -310,3 +311,25 @@ def test_a_password_that_breaks_the_address_is_not_shown(url: str) -> None:
     with pytest.raises(DatabaseUnreachable) as caught:
         open_database(url, timeout=1)
     assert "hunter2" not in caught.value.detail
+
+
+def test_a_commit_changes_the_stamp_and_reading_does_not(tmp_path: Path) -> None:
+    """A data plane would notice routes a second late, or ask the database four times a second for nothing."""
+    real, link = tmp_path / "real" / "switchyard.db", tmp_path / "link.db"
+    real.parent.mkdir()
+    link.symlink_to(real)
+    create_database(f"sqlite:///{real}", 5)
+    with (
+        closing(open_database(f"sqlite:///{real}", 5)) as writer,
+        closing(open_database(f"sqlite:///{link}", 5)) as reader,
+    ):
+        for each in (writer, reader):
+            for _ in range(2):  # the first to connect makes the log's file
+                before = each.stamp()
+                with reader.reading() as session:
+                    session.connection().execute(text("SELECT value FROM route_generation"))
+            assert each.stamp() == before
+            with writer.writing() as session:
+                session.connection().execute(text("UPDATE route_generation SET value = value + 1"))
+            assert each.stamp() != before
+    assert open_database("postgresql://nobody@127.0.0.1/none", 5).stamp() is None

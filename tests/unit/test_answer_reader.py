@@ -3,13 +3,15 @@
 import math
 import struct
 from typing import Any
+from uuid import UUID
 
 import orjson
 import pytest
 
 from serving.answer_reader import AnswerReader, read_again
+from serving.answers import write_response
 from serving.channel import Outcome
-from serving.contracts import Encoding, Held, ModelKind, Parameters
+from serving.contracts import Encoding, Held, InferenceResponse, ModelKind, Parameters
 from serving.stored_answer import AnswerBytes, StoredAnswer
 
 PLAIN = Parameters(None, False, {})
@@ -89,3 +91,11 @@ def test_what_this_version_cannot_have_said_is_not_read() -> None:
         assert read_again(reader, StoredAnswer(b"", b"", answer=answer), PLAIN, rows) is None
     assert read_again(reader, StoredAnswer(b"", b"", rows=[(3.0, None, 0.5)]), PLAIN, 1) is None  # no class of ours
     assert read_again(reader, StoredAnswer(b"", b"", rows=[(1.0, None, 0.5)]), PLAIN, 2) is None  # half of it is stored
+
+
+def test_an_answer_is_written_with_every_field_it_has() -> None:
+    """A field that is added would be missing from what clients get: they are named one by one, for speed."""
+    response = InferenceResponse(
+        UUID(int=7), [{"label": "a", "probabilities": {"a": 0.5}}], [0.5, float("nan")], 0.001, "3", {"arm": None}
+    )
+    assert write_response(response) == orjson.dumps(response)
